@@ -1,0 +1,27 @@
+# Each target sets up .venv by itself; all it needs is Python 3.11 or later (with pip and venv) and make.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+
+.PHONY: demo test check format clean-venv
+demo: .venv/.installed
+	$(BIN)/rfp demo -o rfp-demo
+
+test: .venv/.installed
+	$(BIN)/python -m pytest
+
+# mypy reads an installed copy: an editable install hides rfp.* behind import hooks (CONTRIBUTING.md).
+check: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf .venv/typed build && $(BIN)/pip install -q --no-deps --target .venv/typed . && rm -rf build
+	cd .venv/typed && MYPYPATH=. ../bin/mypy --config-file ../../pyproject.toml -p rfp
+	$(BIN)/python -m pytest tests/test_architecture.py
+
+format: .venv/.installed
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+# Written last and by itself, so that an interrupted installation is done again.
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@

@@ -1,0 +1,48 @@
+"""The `rfp` command: thin commands; heavy imports stay inside command bodies."""
+
+import sys
+from typing import Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from ..runtime.errors import RfpError
+
+
+class Group(TyperGroup):
+    """Shows an RfpError as its message and exits with its code; Typer would print a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RfpError as e:
+            stderr().print(f"rfp: {e}", style="red", markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(e.exit_code) from e
+        except KeyboardInterrupt:
+            stderr().print("rfp: interrupted", style="red")
+            raise typer.Exit(130) from None
+
+
+def stderr() -> Console:
+    """Progress and errors go to stderr; results go to stdout."""
+    return Console(stderr=True)
+
+
+app = typer.Typer(
+    cls=Group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+)
+
+
+@app.callback()
+def root() -> None:
+    """Learn to turn one kind of picture into another from two folders, without pairs."""
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app(prog_name="rfp")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Preset configs and their schema, shipped inside the wheel."""

@@ -1,0 +1,1 @@
+"""Run exported velocity graphs: numpy, Pillow, PyAV and ONNX Runtime, never torch."""

@@ -1,0 +1,61 @@
+"""Files appear whole or not at all: written aside under a hidden name, flushed to disk, then renamed."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def aside(path: Path) -> Path:
+    """The name beside `path` under which it is written until it is whole: `a/b.mp4` → `a/.b.partial.mp4`.
+
+    The name is always the same, so a killed command leaves at most one such file and its next run replaces it.
+    """
+    return path.with_name(f".{path.stem}.partial{path.suffix}")
+
+
+@contextmanager
+def write_aside(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` on success, remove it on any error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = aside(path)
+    try:
+        yield partial
+        with partial.open("rb+") as f:
+            os.fsync(f.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def write_folder_aside(path: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder beside `path`; on success it becomes `path`, replacing what stood there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = aside(path)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    old = path.with_name(f".{path.name}.replaced")
+    try:
+        yield partial
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(path, old)
+        os.replace(partial, path)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text, whole or not at all."""
+    with write_aside(path) as partial:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,186 @@
+"""The one discovery of media: images, videos and zips, for training and for translating."""
+
+import re
+import warnings
+import zipfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, Literal
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from .errors import MediaError, UsageError
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg"})
+ARCHIVE_SUFFIXES = frozenset({".zip"})
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+
+MAX_PIXELS = 200_000_000
+"""Pixels of the largest image that is decoded (600 MB as RGB): a few kilobytes can claim any size."""
+MAX_MEMBER_BYTES = 1 << 30
+"""Bytes of the largest zip member that is read, as unpacked."""
+MAX_MEMBERS = 5_000_000
+
+
+@dataclass(frozen=True)
+class Media:
+    """One image or video, in a folder or inside a zip.
+
+    `path` is the file (the zip for a member), `member` the name inside the zip or None, and `relative`
+    the place of the item below the input it was found in, with which an output tree mirrors the input's.
+    """
+
+    path: Path
+    kind: Literal["image", "video"]
+    relative: PurePosixPath
+    member: str | None = None
+
+    def __str__(self) -> str:
+        return str(self.path) if self.member is None else f"{self.path}::{self.member}"
+
+    def open(self) -> BinaryIO:
+        """Open for reading, seekable. Raises MediaError where the file or member is not readable."""
+        try:
+            if self.member is None:
+                return self.path.open("rb")
+            with zipfile.ZipFile(self.path) as archive:
+                return BytesIO(read_member(archive, self.member))
+        except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError, KeyError, EOFError) as e:
+            raise MediaError(f"{self}: cannot be read: {e}") from e
+
+
+def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """The bytes of one member; a member that unpacks to more than MAX_MEMBER_BYTES is refused."""
+    with archive.open(name) as f:
+        data = f.read(MAX_MEMBER_BYTES + 1)
+    if len(data) > MAX_MEMBER_BYTES:
+        raise MediaError(f"{archive.filename}::{name}: unpacks to more than {MAX_MEMBER_BYTES >> 20} MiB; not read")
+    return data
+
+
+def natural_key(text: str) -> list[tuple[int, int, str]]:
+    """Sort key that puts `frame2` before `frame10`, upper and lower case together."""
+    parts = re.split(r"([0-9]+)", text.casefold())
+    return [(0, int(p), p) if p.isascii() and p.isdigit() else (1, 0, p) for p in parts if p]
+
+
+def discover(inputs: Iterable[Path]) -> list[Media]:
+    """Find every image and video in folders (recursive), files and zips, each input in natural order.
+
+    Hidden files, `__MACOSX`, and zip members with absolute or `..` names are passed over. Brackets and other
+    pattern characters in paths are plain characters.
+
+    Raises:
+        UsageError: an input does not exist, is of no known kind, or holds no image or video.
+        MediaError: a zip cannot be read.
+    """
+    found: list[Media] = []
+    for path in inputs:
+        if not path.exists():
+            raise UsageError(f"{path}: no such file or folder")
+        items = _in_folder(path) if path.is_dir() else _from_file(path, PurePosixPath(path.name))
+        if not items:
+            wanted = "png, jpg, webp, bmp, tiff; mp4, mov, mkv, webm, avi, …; zip"
+            what = "holds no" if path.is_dir() or path.suffix.lower() in ARCHIVE_SUFFIXES else "is not an"
+            raise UsageError(f"{path}: {what} image, video or zip that rfp knows ({wanted})")
+        found += items
+    return found
+
+
+def _in_folder(folder: Path) -> list[Media]:
+    items: list[Media] = []
+    stack, seen = [folder], {folder.resolve()}
+    files: list[Path] = []
+    while stack:
+        for entry in stack.pop().iterdir():
+            if entry.name.startswith(".") or entry.name == "__MACOSX":
+                continue
+            if entry.is_dir():
+                if (real := entry.resolve()) not in seen:  # a link back up would go round for ever
+                    seen.add(real)
+                    stack.append(entry)
+            elif entry.is_file():
+                files.append(entry)
+    for file in sorted(files, key=lambda f: natural_key(f.relative_to(folder).as_posix())):
+        items += _from_file(file, PurePosixPath(file.relative_to(folder).as_posix()))
+    return items
+
+
+def _kind(suffix: str) -> Literal["image", "video"] | None:
+    suffix = suffix.lower()
+    return "image" if suffix in IMAGE_SUFFIXES else "video" if suffix in VIDEO_SUFFIXES else None
+
+
+def _from_file(path: Path, relative: PurePosixPath) -> list[Media]:
+    if path.suffix.lower() in ARCHIVE_SUFFIXES:
+        return _in_zip(path, relative)
+    kind = _kind(path.suffix)
+    return [Media(path, kind, relative)] if kind else []
+
+
+def _in_zip(path: Path, relative: PurePosixPath) -> list[Media]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            infos = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as e:
+        raise MediaError(f"{path}: not a readable zip: {e}") from e
+    if len(infos) > MAX_MEMBERS:
+        raise MediaError(f"{path}: {len(infos)} members, more than the {MAX_MEMBERS} that are read")
+    items = []
+    for name in sorted({i.filename for i in infos if not i.is_dir()}, key=natural_key):
+        inside = PurePosixPath(name.replace("\\", "/"))
+        hidden = any(part.startswith(".") or part == "__MACOSX" for part in inside.parts)  # `..` too
+        if hidden or inside.is_absolute() or ":" in name or not (kind := _kind(inside.suffix)):
+            continue
+        items.append(Media(path, kind, relative.with_suffix("") / inside, name))
+    return items
+
+
+def read_image(source: Media | Path | BinaryIO, name: str | None = None) -> Image.Image:
+    """Decode one image to RGB: EXIF orientation applied, alpha laid over white, 16 bits scaled to 8.
+
+    Raises:
+        MediaError: not an image of a known format, damaged, truncated, or above MAX_PIXELS.
+    """
+    if isinstance(source, Path):
+        source = Media(source, "image", PurePosixPath(source.name))
+    name = name or str(source)
+    stream = source.open() if isinstance(source, Media) else source
+    try:
+        with stream, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the size has its own check here
+            image: Image.Image = Image.open(stream, formats=IMAGE_FORMATS)
+            if image.width * image.height > MAX_PIXELS:
+                raise MediaError(f"{name}: {image.width}×{image.height} pixels, above the limit of {MAX_PIXELS:,}")
+            image.load()
+            return _over_white(_eight_bits(ImageOps.exif_transpose(image)))
+    except MediaError:
+        raise
+    except Exception as e:  # Pillow's decoders raise a dozen kinds on damaged files
+        raise MediaError(f"{name}: not a readable image: {e or type(e).__name__}") from e
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    if not image.mode.startswith(("I", "F")):
+        return image
+    values = np.asarray(image, dtype=np.float64)
+    if image.mode.startswith("I"):
+        values = values * (255 / 65535)
+    return Image.fromarray(np.rint(np.clip(values, 0, 255)).astype(np.uint8))
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def paths(values: Sequence[str | Path]) -> list[Path]:
+    """Command-line strings as paths, `~` expanded."""
+    return [Path(v).expanduser() for v in values]

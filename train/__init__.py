@@ -1,0 +1,1 @@
+"""Compact PyTorch trainer: configs, data, nets, saliency, coupling, losses, phases, checkpoints."""
