@@ -26,7 +26,7 @@ def write_aside(path: Path) -> Iterator[Path]:
         yield partial
         with partial.open("rb+") as f:
             os.fsync(f.fileno())
-        os.replace(partial, path)
+        partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -43,8 +43,8 @@ def write_folder_aside(path: Path) -> Iterator[Path]:
         yield partial
         if path.exists():
             shutil.rmtree(old, ignore_errors=True)
-            os.replace(path, old)
-        os.replace(partial, path)
+            path.replace(old)
+        partial.replace(path)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,227 @@
+"""A bundle: the folder with `rfp.json` (the manifest) and the graphs it names; the one description of an export.
+
+An ONNX graph also carries the manifest, without its list of graphs, in its own metadata under the key `rfp`,
+so that a lone `velocity.onnx` still says what it is. A bundle is a stranger's file: everything is checked.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from .errors import BundleError
+
+FORMAT_VERSION = 1
+MANIFEST_FILE = "rfp.json"
+METADATA_KEY = "rfp"
+TIMESTEP = "t in [0, 1], float32 of shape [1] shared by the batch; 0 is domain 0, 1 is domain 1"
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One velocity graph: its file in the bundle folder, and how near it came to PyTorch (`parity`, any figures)."""
+
+    file: str
+    precision: str
+    sha256: str
+    bytes: int
+    parity: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _want(self.file, "file", "a name without folders", _is_file_name)
+        _want(self.precision, "precision", "a word such as fp32, fp16 or int8", _is_word)
+        _want(self.sha256, "sha256", "64 hexadecimal digits", _is_sha256)
+        _want(self.bytes, "bytes", "a whole number above 0", lambda v: _is_int(v, 1, 1 << 48))
+        figures = isinstance(self.parity, dict) and all(_is_text(k) and _is_number(v) for k, v in self.parity.items())
+        _want(self.parity, "parity", "names with finite numbers", lambda _: figures)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a velocity graph takes and what it was made from.
+
+    The graph computes `velocity` [B, C, H, W] from `x` [B, C, H, W] (RGB in `pixel_range`, H and W multiples of
+    `multiple`) and `t` [1]. `image_size` is the pixel size it was trained at, `domains` the names of domain 0 and 1.
+    Making one with a wrong type or range raises BundleError.
+    """
+
+    name: str
+    image_size: int
+    multiple: int
+    default_steps: int
+    domains: tuple[str, str]
+    graphs: tuple[Graph, ...] = ()
+    channels: int = 3
+    pixel_range: tuple[float, float] = (-1.0, 1.0)
+    timestep: str = TIMESTEP
+    licence: str = ""
+    provenance: str = ""
+    rfp_version: str = ""
+    training: dict[str, Any] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        _want(self.format_version, "format_version", "1", lambda v: _is_int(v, 1, FORMAT_VERSION))
+        _want(self.name, "name", "a text", _is_word)
+        _want(self.image_size, "image_size", "8 to 16384 (pixels)", lambda v: _is_int(v, 8, 16384))
+        _want(self.multiple, "multiple", "1 to 1024 (pixels)", lambda v: _is_int(v, 1, 1024))
+        _want(self.default_steps, "default_steps", "1 to 1000", lambda v: _is_int(v, 1, 1000))
+        two_names = isinstance(self.domains, tuple) and len(self.domains) == 2 and all(map(_is_word, self.domains))
+        _want(self.domains, "domains", "two names", lambda _: two_names)
+        _want(self.channels, "channels", "3 (RGB)", lambda v: _is_int(v, 3, 3))
+        _want(self.pixel_range, "pixel_range", "[-1, 1]", lambda v: v == (-1, 1))
+        for name in ("timestep", "licence", "provenance", "rfp_version"):
+            _want(getattr(self, name), name, "a text", _is_text)
+        _want(self.training, "training", "a JSON object", _is_object)
+        files = [graph.file for graph in self.graphs]
+        _want(files, "graphs", "every file once", lambda v: len(set(v)) == len(v))
+
+    def to_json(self) -> str:
+        """Indented JSON with a final newline for `rfp.json`; for a graph's own metadata, of `replace(m, graphs=())`."""
+        values = asdict(self)
+        values = {"format_version": values.pop("format_version"), **values}
+        return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str = MANIFEST_FILE) -> "Manifest":
+        """Read what `to_json` wrote. `where` names the source in messages.
+
+        Raises:
+            BundleError: not JSON, of a newer format, a key missing or unknown, or a value of wrong type or range.
+        """
+        try:
+            return _manifest(json.loads(text))
+        except BundleError as e:
+            raise BundleError(f"{where}: {e}") from None
+        except (ValueError, RecursionError) as e:
+            raise BundleError(f"{where}: not valid JSON ({e}); export the bundle again with `rfp export`") from e
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A manifest and the bytes of the ONNX graph that was chosen; `path` is that graph's file."""
+
+    path: Path
+    manifest: Manifest
+    model: bytes = field(repr=False)
+
+
+def load_bundle(path: str | Path) -> Bundle:
+    """Open a bundle folder (its first ONNX graph), or one `.onnx` file that carries its manifest.
+
+    Raises:
+        BundleError: nothing there, no manifest, a manifest with mistakes, a graph that is missing or damaged.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _from_folder(path)
+    if path.name == MANIFEST_FILE and path.is_file():
+        return _from_folder(path.parent)
+    model = _read(path, "a bundle is a folder with rfp.json and velocity.onnx, or one .onnx file, from `rfp export`")
+    if path.suffix.lower() != ".onnx":
+        raise BundleError(f"{path}: not a bundle; give the folder that `rfp export` wrote, or its velocity.onnx")
+    from .velocity import open_session  # onnxruntime takes 0.15 s to import and the folder form does not need it yet
+
+    metadata = open_session(model, path).get_modelmeta().custom_metadata_map
+    if METADATA_KEY not in metadata:
+        raise BundleError(
+            f"{path}: an ONNX graph without rfp's description (metadata key {METADATA_KEY!r}); "
+            f"give a bundle folder with {MANIFEST_FILE}, or a graph that `rfp export` wrote"
+        )
+    return Bundle(path, Manifest.from_json(metadata[METADATA_KEY], f"{path}, metadata {METADATA_KEY!r}"), model)
+
+
+def _from_folder(folder: Path) -> Bundle:
+    where = folder / MANIFEST_FILE
+    text = _read(where, f"is {folder} a folder that `rfp export` wrote?")
+    manifest = Manifest.from_json(text.decode("utf-8", errors="replace"), str(where))
+    graph = next((g for g in manifest.graphs if g.file.lower().endswith(".onnx")), None)
+    if graph is None:
+        found = ", ".join(g.file for g in manifest.graphs) or "none"
+        raise BundleError(
+            f"{where}: lists no ONNX graph (found: {found}); export the checkpoint again with `rfp export`"
+        )
+    model = _read(folder / graph.file, f"{MANIFEST_FILE} lists it; copy the whole bundle folder")
+    if (found := hashlib.sha256(model).hexdigest()) != graph.sha256:
+        raise BundleError(
+            f"{folder / graph.file}: damaged or changed since its export: {len(model):,} bytes, sha256 {found[:12]}…, "
+            f"{MANIFEST_FILE} says {graph.bytes:,} bytes, sha256 {graph.sha256[:12]}…; copy the bundle again"
+        )
+    return Bundle(folder / graph.file, manifest, model)
+
+
+def _read(path: Path, hint: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as e:
+        raise BundleError(f"{path}: cannot be read ({e.strerror or e}); {hint}") from e
+
+
+def _manifest(values: Any) -> Manifest:
+    """A manifest out of parsed JSON. A key that is not known is refused: it may change what the graph means."""
+    values = dict(_want(values, "the manifest", "a JSON object", _is_object))
+    version = values.get("format_version")
+    if _is_int(version, FORMAT_VERSION + 1, 1 << 31):
+        raise BundleError(
+            f"made by a newer rfp: format_version {version}, and this rfp reads up to {FORMAT_VERSION}; "
+            "upgrade with `pip install --upgrade rfp`"
+        )
+    graphs = _want(values.get("graphs", []), "graphs", "a list", lambda v: isinstance(v, list))
+    values["graphs"] = tuple(
+        Graph(**_known(Graph, _want(graph, f"graphs[{i}]", "a JSON object", _is_object), f"graphs[{i}]."))
+        for i, graph in enumerate(graphs)
+    )
+    for name in ("domains", "pixel_range"):
+        if isinstance(values.get(name), list):
+            values[name] = tuple(values[name])
+    return Manifest(**_known(Manifest, values, ""))
+
+
+def _known(cls: type[Graph] | type[Manifest], values: dict[str, Any], at: str) -> dict[str, Any]:
+    known = {f.name for f in fields(cls)}
+    if unknown := sorted(values.keys() - known):
+        raise BundleError(f"{at}{unknown[0]}: not a key of format {FORMAT_VERSION}; is the bundle from a newer rfp?")
+    optional = {"parity"} if cls is Graph else set()
+    if missing := sorted(known - optional - values.keys()):
+        raise BundleError(f"{at}{missing[0]}: missing; export the bundle again with `rfp export`")
+    return values
+
+
+def _want(value: Any, name: str, wanted: str, good: Callable[[Any], bool]) -> Any:
+    if good(value):
+        return value
+    shown = repr(value)
+    raise BundleError(f"{name}: found {shown[:80]}{'…' if len(shown) > 80 else ''}, wanted {wanted}")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_word(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_sha256(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+
+
+def _is_int(value: Any, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_file_name(value: Any) -> bool:
+    """One plain name: nothing that leads out of the bundle folder on any system."""
+    return _is_word(value) and value not in (".", "..") and not any(c in value for c in "/\\:\0")
