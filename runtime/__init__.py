@@ -1,1 +1,59 @@
-"""Run exported velocity graphs: numpy, Pillow, PyAV and ONNX Runtime, never torch."""
+"""Run exported velocity graphs: numpy, Pillow, PyAV and ONNX Runtime, never torch.
+
+import rfp.runtime as rfp
+rfp.translate("BUNDLE", ["photos"], "paintings", steps=8)
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .errors import (
+    BundleError,
+    CheckpointError,
+    ConfigError,
+    ExportError,
+    MediaError,
+    MissingExtraError,
+    RfpError,
+    TrainingError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from .bundle import Bundle, Graph, Manifest, load_bundle
+    from .euler import integrate
+    from .translation import Event, Report, translate
+
+# Looked up on first use: every rfp command imports this package, and PyAV and numpy take 0.3 s.
+_LATER = {
+    "bundle": ("Bundle", "Graph", "Manifest", "load_bundle"),
+    "euler": ("integrate",),
+    "translation": ("Event", "Report", "translate"),
+}
+
+__all__ = [
+    "Bundle",
+    "BundleError",
+    "CheckpointError",
+    "ConfigError",
+    "Event",
+    "ExportError",
+    "Graph",
+    "Manifest",
+    "MediaError",
+    "MissingExtraError",
+    "Report",
+    "RfpError",
+    "TrainingError",
+    "UsageError",
+    "integrate",
+    "load_bundle",
+    "translate",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _LATER.items():
+        if name in names:
+            return getattr(import_module(f".{module}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

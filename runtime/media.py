@@ -3,7 +3,7 @@
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -68,22 +68,32 @@ def natural_key(text: str) -> list[tuple[int, int, str]]:
     return [(0, int(p), p) if p.isascii() and p.isdigit() else (1, 0, p) for p in parts if p]
 
 
-def discover(inputs: Iterable[Path]) -> list[Media]:
+def discover(inputs: Iterable[Path], on_bad: Callable[[MediaError], None] | None = None) -> list[Media]:
     """Find every image and video in folders (recursive), files and zips, each input in natural order.
 
     Hidden files, `__MACOSX`, and zip members with absolute or `..` names are passed over. Brackets and other
     pattern characters in paths are plain characters.
 
+    Args:
+        on_bad: called with the error of each zip that cannot be read, which is then passed over.
+
     Raises:
         UsageError: an input does not exist, is of no known kind, or holds no image or video.
-        MediaError: a zip cannot be read.
+        MediaError: a zip cannot be read, and there is no `on_bad`.
     """
     found: list[Media] = []
+    bad: list[MediaError] = []
     for path in inputs:
         if not path.exists():
             raise UsageError(f"{path}: no such file or folder")
-        items = _in_folder(path) if path.is_dir() else _from_file(path, PurePosixPath(path.name))
-        if not items:
+        bad.clear()
+        files = _in_folder(path) if path.is_dir() else [(path, PurePosixPath(path.name))]
+        items = [item for file, relative in files for item in _from_file(file, relative, bad)]
+        for error in bad:
+            if on_bad is None:
+                raise error
+            on_bad(error)
+        if not items and not bad:
             wanted = "png, jpg, webp, bmp, tiff; mp4, mov, mkv, webm, avi, …; zip"
             what = "holds no" if path.is_dir() or path.suffix.lower() in ARCHIVE_SUFFIXES else "is not an"
             raise UsageError(f"{path}: {what} image, video or zip that rfp knows ({wanted})")
@@ -91,8 +101,7 @@ def discover(inputs: Iterable[Path]) -> list[Media]:
     return found
 
 
-def _in_folder(folder: Path) -> list[Media]:
-    items: list[Media] = []
+def _in_folder(folder: Path) -> list[tuple[Path, PurePosixPath]]:
     stack, seen = [folder], {folder.resolve()}
     files: list[Path] = []
     while stack:
@@ -105,9 +114,8 @@ def _in_folder(folder: Path) -> list[Media]:
                     stack.append(entry)
             elif entry.is_file():
                 files.append(entry)
-    for file in sorted(files, key=lambda f: natural_key(f.relative_to(folder).as_posix())):
-        items += _from_file(file, PurePosixPath(file.relative_to(folder).as_posix()))
-    return items
+    places = [(file, PurePosixPath(file.relative_to(folder).as_posix())) for file in files]
+    return sorted(places, key=lambda place: natural_key(str(place[1])))
 
 
 def _kind(suffix: str) -> Literal["image", "video"] | None:
@@ -115,9 +123,13 @@ def _kind(suffix: str) -> Literal["image", "video"] | None:
     return "image" if suffix in IMAGE_SUFFIXES else "video" if suffix in VIDEO_SUFFIXES else None
 
 
-def _from_file(path: Path, relative: PurePosixPath) -> list[Media]:
+def _from_file(path: Path, relative: PurePosixPath, bad: list[MediaError]) -> list[Media]:
     if path.suffix.lower() in ARCHIVE_SUFFIXES:
-        return _in_zip(path, relative)
+        try:
+            return _in_zip(path, relative)
+        except MediaError as e:
+            bad.append(e)
+            return []
     kind = _kind(path.suffix)
     return [Media(path, kind, relative)] if kind else []
 

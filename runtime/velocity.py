@@ -64,6 +64,8 @@ class Velocity:
         self._bundle = bundle
         self.device = choose_device(device)
         self.cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.batch = self.cores if self.device == "cpu" else 16
+        """How many images are best passed at once, memory aside."""
         _check_signature(self._wide, bundle.path)
 
     def __call__(self, x: Float, t: float) -> Float:

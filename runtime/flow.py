@@ -1,0 +1,96 @@
+"""uint8 pictures through the velocity: the path that images and video frames share."""
+
+import threading
+from typing import Literal
+
+import numpy as np
+
+from .bundle import Manifest
+from .errors import MediaError, UsageError
+from .euler import integrate
+from .media import MAX_PIXELS
+from .pixels import Float, Uint8, pad_to_multiple, to_float, to_uint8
+from .velocity import Velocity
+
+BATCH_PIXELS = 1 << 21
+"""Pixels in a batch where no number was asked for: about 4 GB in a net that takes 1.85 kB a pixel."""
+
+
+class Stopped(Exception):
+    """Raised inside a flow after its `stop`."""
+
+
+class Flow:
+    """Calling it translates uint8 [B, H, W, 3] to uint8 [B, H, W, 3] by Euler steps over a velocity.
+
+    Args:
+        steps: None takes the manifest's.
+        reverse: from domain 1 to domain 0.
+        size: pixels of the short side; None takes the size of training, "native" leaves pictures as they are.
+        batch: pictures at once; None takes as many as suit the device and the memory.
+
+    Raises:
+        UsageError: an option out of range.
+    """
+
+    def __init__(
+        self,
+        velocity: Velocity,
+        manifest: Manifest,
+        steps: int | None = None,
+        reverse: bool = False,
+        size: int | Literal["native"] | None = None,
+        batch: int | None = None,
+    ) -> None:
+        for name, value, low, high in (
+            ("steps", steps, 1, 10_000),
+            ("size", size, 8, 16_384),
+            ("batch", batch, 1, 4096),
+        ):
+            if value not in (None, "native") and not (isinstance(value, int) and low <= value <= high):
+                raise UsageError(f"{name} is {value}; wanted {low} to {high}")
+        self._velocity, self._multiple, self._batch = velocity, manifest.multiple, batch
+        self._steps = manifest.default_steps if steps is None else steps
+        self._short = manifest.image_size if size is None else None if size == "native" else size
+        self._t0, self._t1 = (1.0, 0.0) if reverse else (0.0, 1.0)
+        self._stopped = threading.Event()
+
+    def __call__(self, images: Uint8) -> Uint8:
+        """H and W are padded to the net's multiple by reflection and cropped back.
+
+        Raises:
+            MediaError: the velocity fails, or gives values that are not finite.
+            Stopped: `stop` was called.
+        """
+        height, width = images.shape[1:3]
+        x: Float = pad_to_multiple(to_float(images), self._multiple)
+        x = integrate(self._velocity, x, self._steps, self._t0, self._t1, self._on_step)
+        if not np.isfinite(x).all():
+            raise MediaError("the velocity graph gave values that are not finite; export it again, in fp32")
+        return to_uint8(x[..., :height, :width])
+
+    def fit(self, width: int, height: int) -> tuple[int, int]:
+        """The (width, height) in px at which a picture is translated: its short side at `size`, its aspect kept.
+
+        Raises:
+            MediaError: that would be above MAX_PIXELS, as for a picture one pixel high.
+        """
+        if self._short is None:
+            return width, height
+        scale = self._short / min(width, height)
+        fitted = max(1, round(width * scale)), max(1, round(height * scale))
+        if fitted[0] * fitted[1] > MAX_PIXELS:
+            raise MediaError(f"{width}×{height} px would become {fitted[0]}×{fitted[1]}; try a smaller --size")
+        return fitted
+
+    def batch(self, width: int, height: int) -> int:
+        """How many pictures of this size go through the velocity at once."""
+        return self._batch or max(1, min(self._velocity.batch, BATCH_PIXELS // (width * height)))
+
+    def stop(self) -> None:
+        """From another thread: let a call under way, and every later one, raise Stopped after its present step."""
+        self._stopped.set()
+
+    def _on_step(self, step: int, x: Float) -> None:
+        if self._stopped.is_set():
+            raise Stopped

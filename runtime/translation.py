@@ -1,0 +1,131 @@
+"""Translate folders, pictures, videos and zips with a bundle."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from .bundle import Bundle, load_bundle
+from .errors import MediaError
+from .flow import Flow
+from .images import translate_images
+from .media import paths
+from .plan import Job, plan
+from .velocity import Velocity
+from .video import translate_video
+
+
+@dataclass(frozen=True)
+class Event:
+    """What `on_event` is told: how many inputs were found, then how each one goes.
+
+    `found` has the number of inputs as `total`; `frames` says that `count` of `total` frames of a video are written
+    (None: nobody knows how many there are); `done`, `skipped` and `failed` end an input, `message` saying why it
+    failed, or what of it was left out.
+    """
+
+    kind: Literal["found", "frames", "done", "skipped", "failed"]
+    source: str = ""
+    target: Path | None = None
+    message: str = ""
+    count: int = 0
+    total: int | None = None
+
+
+@dataclass
+class Report:
+    """What became of the inputs, in the order in which they ended, and the wall time in seconds."""
+
+    done: list[Event] = field(default_factory=list)
+    skipped: list[Event] = field(default_factory=list)
+    failed: list[Event] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def translate(
+    bundle: Bundle | str | Path,
+    inputs: Sequence[str | Path],
+    output: str | Path,
+    *,
+    steps: int | None = None,
+    size: int | Literal["native"] | None = None,
+    reverse: bool = False,
+    batch: int | None = None,
+    overwrite: bool = False,
+    device: str = "auto",
+    on_event: Callable[[Event], None] = lambda event: None,
+) -> Report:
+    """Translate pictures and videos from domain 0 to domain 1, or back.
+
+    What is there already is skipped, and nothing stands under its own name before it is whole: after an interruption
+    the same call goes on.
+
+    Args:
+        bundle: a loaded bundle, or where it is.
+        inputs: folders (recursive, mirrored below `output`), images, videos, zips.
+        output: a folder; or one file, where there is one input file and this has a known suffix.
+        steps: Euler steps; None takes the bundle's.
+        size: pixels of the short side, the aspect kept; None takes the size the bundle was trained at, "native"
+            leaves every size as it is.
+        reverse: from domain 1 to domain 0.
+        batch: pictures or frames of one size at once; None takes as many as suit the device and the memory.
+        overwrite: do again what is there already.
+        device: auto, cpu, cuda or coreml.
+        on_event: told of everything as it happens, in the calling thread.
+
+    Returns:
+        What was done, skipped and failed. One bad input does not stop the others.
+
+    Raises:
+        BundleError: the bundle cannot be used.
+        UsageError: an option out of range, or inputs and output that do not go together; nothing was written.
+    """
+    began = time.monotonic()
+    loaded = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
+    bad: list[MediaError] = []
+    jobs = plan(paths(inputs), paths([output])[0], bad.append)
+    new_flow = partial(Flow, Velocity(loaded, device), loaded.manifest, steps, reverse, size, batch)
+    flow = new_flow()
+    report = Report()
+
+    def tell(event: Event) -> None:
+        if event.kind in ("done", "skipped", "failed"):
+            getattr(report, event.kind).append(event)
+        on_event(event)
+
+    tell(Event("found", total=len(jobs) + len(bad)))
+    for error in bad:
+        tell(Event("failed", str(error).partition(": ")[0], message=str(error)))
+    there = set() if overwrite else {job.target for job in jobs if job.target.exists()}
+    for job in jobs:
+        if job.target in there:
+            tell(Event("skipped", str(job.media), job.target))
+    todo = [job for job in jobs if job.target not in there]
+    translate_images([job for job in todo if job.media.kind == "image"], flow, lambda *end: tell(_ended(*end)))
+    for job in todo:
+        if job.media.kind == "video":
+            tell(_video(job, new_flow(), tell))
+    report.seconds = time.monotonic() - began
+    return report
+
+
+def _video(job: Job, flow: Flow, tell: Callable[[Event], None]) -> Event:
+    def on_frames(count: int, total: int | None) -> None:
+        tell(Event("frames", str(job.media), job.target, count=count, total=total))
+
+    try:
+        note = translate_video(job.media, job.target, flow, on_frames)
+    except MediaError as e:
+        return _ended(job, e)
+    return Event("done", str(job.media), job.target, note)
+
+
+def _ended(job: Job, error: MediaError | None) -> Event:
+    source = str(job.media)
+    if error is None:
+        return Event("done", source, job.target)
+    message = str(error)
+    named = message.startswith((source, str(job.target)))
+    return Event("failed", source, job.target, message if named else f"{source}: {message}")

@@ -1,0 +1,143 @@
+"""One video through a flow: decode → velocity → encode in three threads, with memory that does not grow.
+
+Kept: every frame with its timestamp (constant rate or not), the pixel aspect, upright pictures in place of a rotation
+tag, and the audio streams' packets as they are where the new container takes them. Subtitles, chapters and data streams
+are left out. The picture is written as 8-bit 4:2:0, BT.709 matrix, limited range.
+"""
+
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from .errors import MediaError
+from .files import write_aside
+from .flow import Flow
+from .frames import Item, Look, look, open_video, read, yuv
+from .media import Media
+from .pipeline import ahead
+from .pixels import Uint8
+
+_MUXERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm", ".avi": "avi"}
+_H264 = {"crf": "16", "preset": "medium"}
+_VP9 = {"crf": "20", "b": "0", "cpu-used": "4", "row-mt": "1"}
+_BT709 = 1
+
+
+def translate_video(media: Media, target: Path, flow: Flow, on_frames: Callable[[int, int | None], None]) -> str:
+    """Write the translation of `media` to `target`, whole or not at all.
+
+    Args:
+        flow: chooses the size; an odd side gets its last row or column once more.
+        on_frames: called with (frames written, frames expected or None).
+
+    Returns:
+        What was left out, for a person to read; empty for nothing.
+
+    Raises:
+        MediaError: the source is damaged, or the target's container cannot hold it.
+    """
+    with media.open() as stream:
+        seen = look(media, stream)
+        with open_video(media, stream) as (source, _), write_aside(target) as partial:
+            output = av.open(f"file:{partial}", "w", format=_MUXERS[target.suffix.lower()])
+            try:
+                width, height = flow.fit(seen.width, seen.height)
+                batch = flow.batch(width, height)
+                video = _add_video(output, target, seen, width, height)
+                audio, note = _add_audio(output, source, target)
+                source.close()  # from here on the reading thread has the stream
+                frames = read(media, stream, list(audio), (width, height))
+                with closing(ahead(_through(ahead(frames, batch), flow, batch), 2 * batch, flow.stop)) as items:
+                    _write(items, output, video, audio, seen, target, on_frames)
+                output.close()  # writes the index, which can fail as any write
+            except (av.FFmpegError, OSError, ValueError) as e:
+                raise MediaError(f"{target}: cannot be written: {e}") from e
+            finally:
+                with suppress(Exception):  # after an error: what counts is the first one
+                    output.close()
+    return note
+
+
+def _through(items: Iterable[Item], flow: Flow, batch: int) -> Generator[Item, None, None]:
+    """Frames translated `batch` at a time; audio packets pass by them, since the muxer puts both in order."""
+    waiting: list[tuple[int, Uint8]] = []
+
+    def translated() -> list[tuple[int, Uint8]]:
+        out = flow(np.stack([pixels for _, pixels in waiting]))
+        return [(pts, pixels) for (pts, _), pixels in zip(waiting, out, strict=True)]
+
+    for item in items:
+        index, content = item
+        if isinstance(content, av.Packet):
+            yield item
+            continue
+        waiting.append((index, content))
+        if len(waiting) == batch:
+            yield from translated()
+            waiting.clear()
+    if waiting:
+        yield from translated()
+
+
+def _write(
+    items: Iterable[Item],
+    output: Any,
+    video: Any,
+    audio: dict[int, Any],
+    seen: Look,
+    target: Path,
+    on_frames: Callable[[int, int | None], None],
+) -> None:
+    count = 0
+    for index, content in items:
+        if isinstance(content, av.Packet):
+            content.stream = audio[index]
+            output.mux(content)
+            continue
+        pts, frame = index, yuv(content)
+        frame.pts, frame.time_base = pts, seen.time_base
+        if target.suffix.lower() == ".avi":
+            frame.pts, frame.time_base = _on_the_beat(pts * seen.time_base * seen.rate, target), 1 / seen.rate
+        output.mux(video.encode(frame))
+        count += 1
+        on_frames(count, seen.frames)
+    output.mux(video.encode(None))
+
+
+def _on_the_beat(beat: Any, target: Path) -> int:
+    if abs(beat - round(beat)) > 0.05:
+        raise MediaError(f"{target}: avi holds only constant frame rates, and the source's varies; write .mkv or .mp4")
+    return round(beat)
+
+
+def _add_video(output: Any, target: Path, seen: Look, width: int, height: int) -> Any:
+    suffix = target.suffix.lower()
+    codec, options = ("libvpx-vp9", _VP9) if suffix == ".webm" else ("libx264", _H264)
+    if suffix == ".avi":
+        options = {**options, "bf": "0"}  # avi has no place for the order that B-frames need
+    video = output.add_stream(codec, rate=seen.rate, options=options)
+    video.width, video.height, video.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
+    context = video.codec_context
+    context.time_base = 1 / seen.rate if suffix == ".avi" else seen.time_base
+    context.sample_aspect_ratio = seen.pixel_aspect
+    context.colorspace, context.color_range = _BT709, 1
+    context.color_primaries, context.color_trc = seen.primaries, seen.transfer  # untouched: RGB passes as it is
+    return video
+
+
+def _add_audio(output: Any, source: Any, target: Path) -> tuple[dict[int, Any], str]:
+    """The output's stream for each of the source's audio streams, and what the container does not take."""
+    taken: dict[int, Any] = {}
+    refused: list[str] = []
+    for stream in source.streams.audio:
+        try:
+            taken[stream.index] = output.add_stream_from_template(stream)
+            taken[stream.index].metadata.update(stream.metadata)
+        except (ValueError, av.FFmpegError):
+            refused.append(stream.codec_context.name if stream.codec_context else "unknown")
+    note = f"audio left out: {target.suffix.lower()} does not take {', '.join(refused)}" if refused else ""
+    return taken, note
