@@ -8,6 +8,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from ..runtime.errors import RfpError
+from .translate import translate
 
 
 class Group(TyperGroup):
@@ -37,6 +38,9 @@ app = typer.Typer(
 @app.callback()
 def root() -> None:
     """Learn to turn one kind of picture into another from two folders, without pairs."""
+
+
+app.command()(translate)
 
 
 def main() -> None:
