@@ -1,0 +1,84 @@
+"""How far a translated image is from the truth. Each takes uint8 [H, W, 3], or stacks [B, H, W, 3] for the mean over B.
+
+Read them together: a blurred image can score a good psnr and ssim; its texture_energy shows the blur.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from .pixels import Uint8
+
+WINDOW = 7
+"""Side of the ssim window, uniform as in scikit-image's structural_similarity."""
+
+
+def l1(a: Uint8, b: Uint8) -> float:
+    """Mean absolute difference as a part of the full range: 0 the same … 1 black against white."""
+    a, b = _stacks(a, b)
+    return float(np.mean(np.abs(a.astype(np.float64) - b))) / 255
+
+
+def psnr(a: Uint8, b: Uint8) -> float:
+    """Peak signal to noise ratio in dB, the mean of the images' own; 78.1 for identical images."""
+    a, b = _stacks(a, b)
+    error = np.mean((a.astype(np.float64) - b) ** 2, axis=(1, 2, 3))
+    return float(np.mean(10 * np.log10(255**2 / np.maximum(error, 1e-3))))
+
+
+def ssim(a: Uint8, b: Uint8) -> float:
+    """Structural similarity in [-1, 1], 1 for identical images (Wang et al. 2004, equation 13).
+
+    Equal to scikit-image's structural_similarity(a, b, channel_axis=2): the mean over all whole 7×7 windows.
+
+    Raises:
+        ValueError: the shapes differ, or a side is below 7.
+    """
+    a, b = _stacks(a, b)
+    if min(a.shape[1:3]) < WINDOW:
+        raise ValueError(f"ssim() needs images of at least {WINDOW}×{WINDOW} pixels, got {a.shape[1]}×{a.shape[2]}")
+    return float(np.mean([_ssim(x.astype(np.int64), y.astype(np.int64)) for x, y in zip(a, b, strict=True)]))
+
+
+def _ssim(x: npt.NDArray[np.int64], y: npt.NDArray[np.int64]) -> float:
+    n, c1, c2 = WINDOW**2, (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    mx, my = _window_sums(x) / n, _window_sums(y) / n
+    unbiased = n / (n - 1)
+    vx = unbiased * (_window_sums(x * x) / n - mx * mx)
+    vy = unbiased * (_window_sums(y * y) / n - my * my)
+    vxy = unbiased * (_window_sums(x * y) / n - mx * my)
+    return float(np.mean((2 * mx * my + c1) * (2 * vxy + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))))
+
+
+def _window_sums(x: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Sums over every whole window of [H, W, C], exact because they are integers, by differences of running sums."""
+    for axis in (0, 1):
+        x = np.moveaxis(x, axis, 0)
+        running = np.concatenate((np.zeros_like(x[:1]), np.cumsum(x, axis=0)))
+        x = np.moveaxis(running[WINDOW:] - running[:-WINDOW], 0, axis)
+    return x
+
+
+def texture_energy(a: Uint8, b: Uint8) -> float:
+    """Laplacian energy of `a` over that of `b`: 1 is right, below it is blur, above it noise. nan where b is flat.
+
+    Raises:
+        ValueError: the shapes differ, or a side is below 3.
+    """
+    a, b = _stacks(a, b)
+    if min(a.shape[1:3]) < 3:
+        raise ValueError(f"texture_energy() needs images of at least 3×3 pixels, got {a.shape[1]}×{a.shape[2]}")
+    of_b = _laplacian_energy(b)
+    return _laplacian_energy(a) / of_b if of_b else float("nan")
+
+
+def _laplacian_energy(images: Uint8) -> float:
+    g = images.mean(axis=3)
+    laplacian = 4 * g[:, 1:-1, 1:-1] - g[:, :-2, 1:-1] - g[:, 2:, 1:-1] - g[:, 1:-1, :-2] - g[:, 1:-1, 2:]
+    return float(np.mean(laplacian**2))
+
+
+def _stacks(a: Uint8, b: Uint8) -> tuple[Uint8, Uint8]:
+    if a.shape != b.shape or a.ndim not in (3, 4) or a.size == 0 or a.dtype != np.uint8 or b.dtype != np.uint8:
+        wanted = "two uint8 arrays of one shape, [H, W, 3] or [B, H, W, 3]"
+        raise ValueError(f"metrics compare {wanted}; got {a.dtype} {a.shape} and {b.dtype} {b.shape}")
+    return (a[None], b[None]) if a.ndim == 3 else (a, b)
