@@ -1,9 +1,11 @@
 """Videos as upright RGB frames with their timestamps, read as a stream."""
 
+from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from heapq import heappop, heappush
 from typing import Any, BinaryIO
 
 import av
@@ -18,8 +20,13 @@ from .pixels import Uint8
 _DEMUXERS = "mov,matroska,avi,mpeg,mpegts,mpegvideo,h264,hevc,m4v"
 """What a video suffix may hold. FFmpeg goes by content, and a playlist called a.mp4 could name any file or address."""
 _YUV = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
-_UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED
-_HD_ROWS = 720  # untagged video of at least so many rows is BT.709, below BT.601, as players take it
+_REORDER = 8  # frames that may come before a frame with an earlier time, in a file that mixes its times up
+BT709, BT601, _UNSPECIFIED = 1, 6, 2  # AVCOL_SPC_…
+
+
+def matrix(rows: int) -> int:
+    """BT.709 from 720 rows on, BT.601 below: what players take an untagged video for, and what is written here."""
+    return BT709 if rows >= 720 else BT601
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ class Look:
     transfer: int
 
 
-Item = tuple[int, Uint8 | av.Packet]
+Item = tuple[int, "Uint8 | av.Packet[Any]"]
 """A frame: (pts in the video stream's time base, uint8 [H, W, 3]); or audio: (stream index, packet as it was)."""
 
 
@@ -50,7 +57,7 @@ def open_video(media: Media, stream: BinaryIO) -> Iterator[tuple[Any, Any]]:
         raise MediaError(f"{media}: not a readable video: {e}") from e
     with container:
         video = container.streams.best("video")
-        if video is None or video.codec_context is None:
+        if not isinstance(video, av.VideoStream) or video.codec_context is None:
             raise MediaError(f"{media}: holds no video that can be decoded")
         if video.codec_context.width * video.codec_context.height > MAX_PIXELS:
             raise MediaError(f"{media}: frames above the limit of {MAX_PIXELS:,} pixels")
@@ -86,7 +93,7 @@ def look(media: Media, stream: BinaryIO) -> Look:
 
 def upright(frame: av.VideoFrame) -> Uint8:
     """A decoded frame as uint8 [H, W, 3], turned as its display matrix says."""
-    untagged = frame.colorspace == _UNSPECIFIED and frame.height >= _HD_ROWS
+    untagged = frame.colorspace == _UNSPECIFIED and matrix(frame.height) == BT709
     rgb = frame.to_ndarray(
         format="rgb24",
         interpolation=_YUV,
@@ -97,7 +104,7 @@ def upright(frame: av.VideoFrame) -> Uint8:
 
 
 def yuv(pixels: Uint8) -> av.VideoFrame:
-    """uint8 [H, W, 3] as a yuv420p frame (BT.709, limited range); an odd side gets its last row or column twice."""
+    """uint8 [H, W, 3] as a limited-range yuv420p frame; an odd side gets its last row or column twice."""
     height, width = pixels.shape[:2]
     if height % 2 or width % 2:
         pixels = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
@@ -105,13 +112,16 @@ def yuv(pixels: Uint8) -> av.VideoFrame:
         format="yuv420p",
         interpolation=_YUV,
         src_color_range=ColorRange.JPEG,
-        dst_colorspace=Colorspace.ITU709,
+        dst_colorspace=Colorspace.ITU709 if matrix(height) == BT709 else Colorspace.ITU601,
         dst_color_range=ColorRange.MPEG,
     )
 
 
 def read(media: Media, stream: BinaryIO, audio: list[int], size: tuple[int, int]) -> Generator[Item, None, None]:
     """Yield every frame, and the packets of the `audio` streams.
+
+    Frames come in the order in which they are shown and their times ascend, also in files whose B-frames have the times
+    of the order in which they were coded (AVI keeps no others, and some MP4s are made so).
 
     Args:
         audio: indices of the streams whose packets are passed on as they are.
@@ -122,7 +132,9 @@ def read(media: Media, stream: BinaryIO, audio: list[int], size: tuple[int, int]
     """
     with open_video(media, stream) as (container, video):
         step = max(1, round(1 / (video.average_rate or video.guessed_rate or 25) / video.time_base))
-        last: int | None = None
+        latest = -step
+        times: list[int] = []
+        waiting: deque[Uint8] = deque()
         wanted = [s for s in container.streams if s.index in audio or s is video]
         try:
             for packet in container.demux(wanted):
@@ -131,15 +143,19 @@ def read(media: Media, stream: BinaryIO, audio: list[int], size: tuple[int, int]
                         yield packet.stream.index, packet
                     continue
                 for frame in packet.decode():
-                    pts = frame.pts if frame.pts is not None else 0 if last is None else last + step
-                    if last is not None:
-                        pts = max(pts, last + 1)  # a muxer refuses time that stands still
+                    latest = latest + step if frame.pts is None else frame.pts
                     if frame.is_corrupt:
-                        raise MediaError(f"{media}: the frame at {float(pts * video.time_base):.3f} s is damaged")
-                    last = pts
-                    yield pts, _resized(upright(frame), size)
+                        raise av.InvalidDataError(0, "the frame is damaged")
+                    heappush(times, latest)
+                    waiting.append(_resized(upright(frame), size))
+                    if len(waiting) > _REORDER:
+                        yield heappop(times), waiting.popleft()
+                if packet.is_corrupt:
+                    raise av.InvalidDataError(0, "the file is damaged or cut short here")
+            while waiting:
+                yield heappop(times), waiting.popleft()
         except (av.FFmpegError, OSError) as e:
-            at = 0.0 if last is None else float((last + step) * video.time_base)
+            at = float((latest + step) * video.time_base)
             raise MediaError(f"{media}: cannot be decoded at about {at:.3f} s: {e}") from e
 
 

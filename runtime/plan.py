@@ -7,8 +7,8 @@ from pathlib import Path
 from .errors import MediaError, UsageError
 from .media import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES, Media, discover
 
-WRITABLE_VIDEOS = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"})
-"""Containers that are written; a source in another one (.mpg, .mpeg) becomes .mp4."""
+WRITABLE_VIDEOS = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm"})
+"""Containers that are written; a source in another one becomes .mp4: .avi keeps no times, .mpg no H.264."""
 
 
 @dataclass(frozen=True)

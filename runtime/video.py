@@ -2,7 +2,7 @@
 
 Kept: every frame with its timestamp (constant rate or not), the pixel aspect, upright pictures in place of a rotation
 tag, and the audio streams' packets as they are where the new container takes them. Subtitles, chapters and data streams
-are left out. The picture is written as 8-bit 4:2:0, BT.709 matrix, limited range.
+are left out. The picture is written as 8-bit 4:2:0, limited range, BT.709 or BT.601 by its height, and tagged so.
 """
 
 from collections.abc import Callable, Generator, Iterable
@@ -16,15 +16,15 @@ import numpy as np
 from .errors import MediaError
 from .files import write_aside
 from .flow import Flow
-from .frames import Item, Look, look, open_video, read, yuv
+from .frames import Item, Look, look, matrix, open_video, read, yuv
 from .media import Media
 from .pipeline import ahead
 from .pixels import Uint8
 
-_MUXERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm", ".avi": "avi"}
+_MUXERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
 _H264 = {"crf": "16", "preset": "medium"}
+_LIMITED = 1  # AVCOL_RANGE_MPEG
 _VP9 = {"crf": "20", "b": "0", "cpu-used": "4", "row-mt": "1"}
-_BT709 = 1
 
 
 def translate_video(media: Media, target: Path, flow: Flow, on_frames: Callable[[int, int | None], None]) -> str:
@@ -52,7 +52,7 @@ def translate_video(media: Media, target: Path, flow: Flow, on_frames: Callable[
                 source.close()  # from here on the reading thread has the stream
                 frames = read(media, stream, list(audio), (width, height))
                 with closing(ahead(_through(ahead(frames, batch), flow, batch), 2 * batch, flow.stop)) as items:
-                    _write(items, output, video, audio, seen, target, on_frames)
+                    _write(items, output, video, audio, seen, on_frames)
                 output.close()  # writes the index, which can fail as any write
             except (av.FFmpegError, OSError, ValueError) as e:
                 raise MediaError(f"{target}: cannot be written: {e}") from e
@@ -89,42 +89,31 @@ def _write(
     video: Any,
     audio: dict[int, Any],
     seen: Look,
-    target: Path,
     on_frames: Callable[[int, int | None], None],
 ) -> None:
-    count = 0
+    count, last = 0, None
     for index, content in items:
         if isinstance(content, av.Packet):
             content.stream = audio[index]
             output.mux(content)
             continue
         pts, frame = index, yuv(content)
-        frame.pts, frame.time_base = pts, seen.time_base
-        if target.suffix.lower() == ".avi":
-            frame.pts, frame.time_base = _on_the_beat(pts * seen.time_base * seen.rate, target), 1 / seen.rate
+        last = pts if last is None else max(pts, last + 1)  # a muxer refuses time that stands still
+        frame.pts, frame.time_base = last, seen.time_base
         output.mux(video.encode(frame))
         count += 1
         on_frames(count, seen.frames)
     output.mux(video.encode(None))
 
 
-def _on_the_beat(beat: Any, target: Path) -> int:
-    if abs(beat - round(beat)) > 0.05:
-        raise MediaError(f"{target}: avi holds only constant frame rates, and the source's varies; write .mkv or .mp4")
-    return round(beat)
-
-
 def _add_video(output: Any, target: Path, seen: Look, width: int, height: int) -> Any:
-    suffix = target.suffix.lower()
-    codec, options = ("libvpx-vp9", _VP9) if suffix == ".webm" else ("libx264", _H264)
-    if suffix == ".avi":
-        options = {**options, "bf": "0"}  # avi has no place for the order that B-frames need
+    codec, options = ("libvpx-vp9", _VP9) if target.suffix.lower() == ".webm" else ("libx264", _H264)
     video = output.add_stream(codec, rate=seen.rate, options=options)
     video.width, video.height, video.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
     context = video.codec_context
-    context.time_base = 1 / seen.rate if suffix == ".avi" else seen.time_base
+    context.time_base = seen.time_base
     context.sample_aspect_ratio = seen.pixel_aspect
-    context.colorspace, context.color_range = _BT709, 1
+    context.colorspace, context.color_range = matrix(height), _LIMITED
     context.color_primaries, context.color_trc = seen.primaries, seen.transfer  # untouched: RGB passes as it is
     return video
 
@@ -139,5 +128,5 @@ def _add_audio(output: Any, source: Any, target: Path) -> tuple[dict[int, Any], 
             taken[stream.index].metadata.update(stream.metadata)
         except (ValueError, av.FFmpegError):
             refused.append(stream.codec_context.name if stream.codec_context else "unknown")
-    note = f"audio left out: {target.suffix.lower()} does not take {', '.join(refused)}" if refused else ""
+    note = f"audio left out: {target.suffix.lower()} does not take {', '.join(refused)} (.mkv would)" if refused else ""
     return taken, note

@@ -1,0 +1,143 @@
+import json
+
+import bundles
+import numpy as np
+import onnx
+import pytest
+from rfp.runtime import BundleError, Manifest, UsageError, load_bundle
+from rfp.runtime.velocity import Velocity
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return bundles.write_bundle(tmp_path / "b", bundles.identity())
+
+
+def edit(folder, **changes):
+    values = json.loads((folder / "rfp.json").read_text())
+    for key, value in changes.items():
+        if value is ...:
+            del values[key]
+        else:
+            values[key] = value
+    (folder / "rfp.json").write_text(json.dumps(values))
+
+
+def test_a_manifest_survives_the_way_through_json(folder):
+    manifest = load_bundle(folder).manifest
+    assert Manifest.from_json(manifest.to_json()) == manifest
+    assert manifest.domains == ("cats", "dogs") and manifest.graphs[0].parity == {"max_abs": 0.0}
+
+
+def test_a_lone_graph_describes_itself(folder):
+    lone, whole = load_bundle(folder / "velocity.onnx"), load_bundle(folder)
+    assert lone.manifest.graphs == () and lone.manifest.image_size == whole.manifest.image_size
+    assert lone.model == whole.model
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"image_size": "64"}, "image_size: found '64'"),
+        ({"image_size": True}, "image_size"),
+        ({"image_size": 10**9}, "image_size"),
+        ({"multiple": 0}, "multiple"),
+        ({"default_steps": 1.5}, "default_steps"),
+        ({"domains": ["cats"]}, "domains"),
+        ({"domains": ["cats", 3]}, "domains"),
+        ({"channels": 4}, "channels"),
+        ({"pixel_range": [0, 1]}, "pixel_range"),
+        ({"licence": None}, "licence"),
+        ({"training": []}, "training"),
+        ({"graphs": {}}, "graphs"),
+        ({"graphs": [3]}, r"graphs\[0\]"),
+        ({"name": ...}, "name: missing"),
+        ({"colour": 1}, "colour: not a key"),
+        ({"format_version": 2}, "newer rfp: format_version 2"),
+        ({"format_version": 0}, "format_version"),
+        ({"format_version": "1"}, "format_version"),
+    ],
+)
+def test_a_wrong_manifest_is_refused_with_the_place_and_what_was_wanted(folder, changes, said):
+    edit(folder, **changes)
+    with pytest.raises(BundleError, match=said) as e:
+        load_bundle(folder)
+    assert "rfp.json" in str(e.value)
+
+
+@pytest.mark.parametrize("name", ["../velocity.onnx", "/etc/passwd", "a/b.onnx", "a\\b.onnx", "C:b.onnx", "..", ""])
+def test_a_graph_outside_the_folder_is_refused(folder, name):
+    graph = json.loads((folder / "rfp.json").read_text())["graphs"][0]
+    edit(folder, graphs=[{**graph, "file": name}])
+    with pytest.raises(BundleError, match=r"file: found .* wanted a name without folders"):
+        load_bundle(folder)
+
+
+def test_a_graph_with_one_changed_byte_is_refused(folder):
+    data = bytearray((folder / "velocity.onnx").read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / "velocity.onnx").write_bytes(data)
+    with pytest.raises(BundleError, match="damaged or changed since its export"):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000, '{"a": NaN'])
+def test_what_is_no_json_object_is_refused(folder, text):
+    (folder / "rfp.json").write_text(text)
+    with pytest.raises(BundleError):
+        load_bundle(folder)
+
+
+def test_missing_files_are_named(tmp_path, folder):
+    with pytest.raises(BundleError, match="nowhere"):
+        load_bundle(tmp_path / "nowhere")
+    with pytest.raises(BundleError, match=r"rfp\.json"):
+        load_bundle(tmp_path)
+    (folder / "velocity.onnx").unlink()
+    with pytest.raises(BundleError, match=r"velocity\.onnx"):
+        load_bundle(folder)
+
+
+def test_a_foreign_or_damaged_graph_is_refused(tmp_path):
+    (tmp_path / "junk.onnx").write_bytes(b"junk" * 100)
+    with pytest.raises(BundleError, match="cannot load"):
+        load_bundle(tmp_path / "junk.onnx")
+    (tmp_path / "foreign.onnx").write_bytes(bundles.identity().SerializeToString())
+    with pytest.raises(BundleError, match="without rfp's description"):
+        load_bundle(tmp_path / "foreign.onnx")
+
+
+def test_a_graph_of_other_inputs_is_refused(tmp_path):
+    model = bundles.identity()
+    model.graph.input[0].name = model.graph.node[0].input[0] = "image"
+    with pytest.raises(BundleError, match="not a velocity graph"):
+        Velocity(load_bundle(bundles.write_bundle(tmp_path / "b", model)))
+
+
+@pytest.mark.parametrize("location", ["../secret.bin", "secret.bin", "absolute"])
+def test_a_graph_reads_no_other_file(tmp_path, monkeypatch, location):
+    secret = tmp_path / "secret.bin"
+    secret.write_bytes(np.zeros(1, np.float32).tobytes())
+    model = bundles.identity()
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=str(secret) if location == "absolute" else location)
+    folder = bundles.write_bundle(tmp_path / "b", model)
+    (folder / "secret.bin").write_bytes(secret.read_bytes())
+    monkeypatch.chdir(folder)
+    with pytest.raises(BundleError, match="cannot load"):
+        Velocity(load_bundle(folder))
+
+
+def test_a_device_that_is_not_there_is_an_error_never_the_cpu(folder):
+    bundle = load_bundle(folder)
+    assert Velocity(bundle, "cpu").device == "cpu"
+    with pytest.raises(UsageError, match="tpu"):
+        Velocity(bundle, "tpu")
+    import onnxruntime as ort
+
+    for device, provider in (("cuda", "CUDAExecutionProvider"), ("coreml", "CoreMLExecutionProvider")):
+        if provider not in ort.get_available_providers():
+            with pytest.raises(UsageError, match=device):
+                Velocity(bundle, device)
