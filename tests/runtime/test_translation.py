@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from rfp.runtime import BundleError, UsageError, load_bundle, translate
 from rfp.runtime import images as images_module
+from rfp.runtime.media import discover, read_image
 
 
 def picture(seed, height=32, width=32):
@@ -280,3 +281,13 @@ def test_everything_public_is_there():
     assert callable(rfp.runtime.translate)
     with pytest.raises(AttributeError):
         _ = rfp.runtime.nothing
+
+
+def test_a_zip_that_changes_is_read_anew(tmp_path):
+    for level in (10, 200):
+        data = save(tmp_path / "a.png", np.full((4, 4, 3), level, np.uint8)).read_bytes()
+        with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+            archive.writestr("a.png", data)
+            archive.writestr("pad.txt", b"." * level)
+        (item,) = discover([tmp_path / "set.zip"])
+        assert np.asarray(read_image(item)).max() == level
