@@ -188,12 +188,13 @@ def test_a_damaged_video_fails_by_name_and_time_and_leaves_nothing(bundle, tmp_p
     assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
 
 
-def test_a_playlist_that_calls_itself_mp4_opens_nothing(bundle, tmp_path):
+def test_a_playlist_that_calls_itself_mp4_opens_nothing(bundle, tmp_path, monkeypatch):
     secret = write_video(tmp_path / "secret.mp4", frames=2)
+    monkeypatch.chdir(tmp_path)
     folder = tmp_path / "in"
     folder.mkdir()
     (folder / "a.mp4").write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{secret}\n#EXT-X-ENDLIST\n")
-    (folder / "b.mp4").write_text(f"ffconcat version 1.0\nfile '{secret}'\n")
+    (folder / "b.mp4").write_text("ffconcat version 1.0\nfile 'secret.mp4'\n")
     report = translate(bundle, [folder], tmp_path / "out")
     assert len(report.failed) == 2 and all("not a readable video" in e.message for e in report.failed)
 
