@@ -1,6 +1,5 @@
 """The `rfp` command: thin commands; heavy imports stay inside command bodies."""
 
-import sys
 from typing import Any
 
 import typer
@@ -8,6 +7,8 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from ..runtime.errors import RfpError
+from .export import export
+from .train import train
 from .translate import translate
 
 
@@ -40,13 +41,11 @@ def root() -> None:
     """Learn to turn one kind of picture into another from two folders, without pairs."""
 
 
+app.command()(train)
+app.command()(export)
 app.command()(translate)
 
 
 def main() -> None:
     """Entry point of the console script."""
     app(prog_name="rfp")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -34,7 +34,7 @@ def integrate(
         raise ValueError(f"integrate() needs at least 1 step, got {steps}")
     dt = (t1 - t0) / steps
     for k in range(steps):
-        x = x + velocity(x, t0 + k * dt) * dt  # type: ignore[operator]
+        x = x + velocity(x, t0 + k * dt) * dt  # type: ignore[operator,assignment]
         if on_step is not None:
             on_step(k + 1, x)
     return x

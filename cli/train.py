@@ -1,0 +1,190 @@
+"""`rfp train`: two folders to a run with checkpoints."""
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..runtime.errors import MissingExtraError, UsageError
+
+if TYPE_CHECKING:
+    from ..train.run import Job
+
+
+def train(
+    config: Annotated[str | None, typer.Option("--config", "-c", help="Preset by name, or a JSON file.")] = None,
+    domain0: Annotated[
+        list[Path] | None, typer.Option("--domain0", "-d0", help="Folder, file, zip or video to turn from; repeatable.")
+    ] = None,
+    domain1: Annotated[
+        list[Path] | None, typer.Option("--domain1", "-d1", help="Folder, file, zip or video to turn into; repeatable.")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option("--checkpoint", "-ckpt", help="Run or checkpoint to go on from.")
+    ] = None,
+    run_id: Annotated[
+        str | None, typer.Option(help="Name of the run's folder; made from the command if not given.")
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
+    dev: Annotated[bool, typer.Option("--dev", help="Small batches, frequent samples and logs.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    seed: Annotated[int, typer.Option(min=0, help="Of every random draw.")] = 0,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. velocity_net.model_channels=64; repeatable.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Resolve everything, print the plan, train nothing.")
+    ] = False,
+) -> None:
+    """Learn to turn domain 0 into domain 1, without pairs.
+
+    Run the same command again to go on after an interruption. Ctrl-C saves first.
+    """
+    require_train()
+    from ..train.plan import plan
+    from ..train.run import Interrupted
+    from ..train.run import train as run
+
+    job = resolve(config, domain0, domain1, checkpoint, run_id, runs, dev, device, seed, overrides)
+    with reporter() as report:
+        if dry_run:
+            lines = plan(job, report)
+        else:
+            report.note(f"run: {job.folder}")
+            try:
+                run(job, report)
+            except Interrupted:
+                report.close()
+                again = shlex.join(["rfp", *sys.argv[1:]])
+                typer.echo(f"rfp: interrupted and saved. To go on:\n  {again}", err=True)
+                raise typer.Exit(130) from None
+            lines = [str(job.folder)]
+    for line in lines:
+        typer.echo(line)
+
+
+def require_train() -> None:
+    """Raise MissingExtraError where the packages for training are not installed."""
+    from importlib.util import find_spec
+
+    if missing := [m for m in ("torch", "torchvision", "pydantic", "safetensors") if find_spec(m) is None]:
+        raise MissingExtraError(f"training needs {', '.join(missing)}: pip install 'rfp[train]'")
+
+
+def resolve(
+    config: str | None,
+    domain0: list[Path] | None,
+    domain1: list[Path] | None,
+    checkpoint: Path | None,
+    run_id: str | None,
+    runs: Path,
+    dev: bool,
+    device: str,
+    seed: int,
+    overrides: list[str] | None,
+) -> "Job":
+    """What the options ask for. Raises UsageError, ConfigError, CheckpointError."""
+    from ..train import checkpoint as ckpt
+    from ..train.config import load_config
+    from ..train.run import Job, default_run_id, read_run
+
+    start, folder, before = None, None, {}
+    if checkpoint is not None:
+        start = ckpt.find(checkpoint)
+        if start.parent.name == "checkpoints":
+            before = read_run(start.parent.parent)
+            seed = before["seed"]
+            folder = start.parent.parent if run_id is None else None
+        if folder and ckpt.checkpoints(folder)[-1] != start:
+            raise UsageError(
+                f"{folder} has a newer checkpoint than {start.name}; give --run-id NEW to branch off from this one"
+            )
+    settings = load_config(config, overrides, dev) if config else None
+    if settings is None:
+        if start is None:
+            raise UsageError("give --config, a preset by name or a JSON file (or --checkpoint, to go on with a run)")
+        settings = ckpt.load(start).config
+        if overrides or dev:
+            settings = load_config_over(settings, overrides, dev, str(start))
+    inputs = []
+    for name, given in (("domain0", domain0), ("domain1", domain1)):
+        paths = given or [Path(p) for p in before.get(name, [])]
+        if not paths:
+            raise UsageError(f"give --{name}: a folder, file, zip or video (repeat it for several)")
+        inputs.append(tuple(p.expanduser() for p in paths))
+    if folder is None:
+        folder = runs / (run_id or default_run_id(config or "run", settings, inputs[0], inputs[1], seed))
+    return Job(settings, inputs[0], inputs[1], folder, seed, device, start)
+
+
+def load_config_over(config: Any, overrides: list[str] | None, dev: bool, where: str) -> Any:
+    """A checkpoint's config with `--dev` and `--set` applied. Raises ConfigError."""
+    from ..train.config import override, to_json
+
+    return override(to_json(config), overrides or [], dev, where)
+
+
+@contextmanager
+def reporter() -> Iterator["ConsoleReporter"]:
+    """Progress on stderr: a bar where that is a terminal, else plain lines."""
+    report = ConsoleReporter(Console(stderr=True))
+    try:
+        yield report
+    finally:
+        report.close()
+
+
+class ConsoleReporter:
+    """Shows phase, losses, accuracy, images/s and time left."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._phase = ""
+
+    def note(self, text: str) -> None:
+        """One line that stays."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def step(self, phase: str, step: int, steps: int, metrics: dict[str, float]) -> None:
+        """After every step; `metrics` only where they were logged."""
+        figures = "  ".join(
+            f"{name.replace('images_per_second', 'images/s')} {_figure(name, v)}" for name, v in metrics.items()
+        )
+        if not self._console.is_terminal:
+            if metrics:
+                self.note(f"{phase} {step}/{steps}  {figures}")
+            return
+        if self._bar is None:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.completed}/{task.total}"),
+                TimeRemainingColumn(),
+            )
+            self._bar = Progress(*columns, TextColumn("{task.fields[figures]}", markup=False), console=self._console)
+            self._bar.start()
+        if phase != self._phase:
+            if self._task is not None:
+                self._bar.remove_task(self._task)
+            self._task, self._phase = self._bar.add_task(phase, total=steps, figures=""), phase
+        self._bar.update(self._task, completed=step)
+        if figures:
+            self._bar.update(self._task, figures=figures)
+
+    def close(self) -> None:
+        """End the bar, so that what follows starts on a line of its own."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def _figure(name: str, value: float) -> str:
+    return f"{value:.1%}" if name == "accuracy" else f"{value:.3g}"

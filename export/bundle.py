@@ -1,0 +1,70 @@
+"""A checkpoint becomes a bundle: the graph, its proof, the manifest; all or nothing."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from .. import __version__
+from ..runtime.bundle import MANIFEST_FILE, Bundle, Graph, Manifest
+from ..runtime.errors import CheckpointError, UsageError
+from ..runtime.files import write_folder_aside
+from ..train import checkpoint as ckpt
+from ..train.config import to_json
+from .onnx import export_onnx
+from .proof import Parity, as_figures, prove
+
+
+def export_bundle(
+    source: Path,
+    output: Path,
+    *,
+    name: str | None = None,
+    licence: str = "",
+    provenance: str = "",
+    overwrite: bool = False,
+    note: Callable[[str], None] = lambda text: None,
+) -> Parity:
+    """Write `output`/velocity.onnx and rfp.json from a run folder or a checkpoint, and prove the graph.
+
+    Raises:
+        UsageError: no such run, or the output is there already.
+        CheckpointError: the checkpoint is damaged or holds no velocity net.
+        ExportError: the graph could not be made or fell below its floor; nothing is left.
+    """
+    if output.exists() and not overwrite:
+        raise UsageError(f"{output}: is there already; give another -o, or --overwrite to replace it")
+    if overwrite and output.exists() and not (output / MANIFEST_FILE).is_file():
+        raise UsageError(f"{output}: is not a bundle (it has no {MANIFEST_FILE}), so --overwrite leaves it alone")
+    path = ckpt.find(source)
+    checkpoint = ckpt.load(path)
+    net = checkpoint.velocity()
+    samples = checkpoint.part("samples")
+    if {"domain0", "domain1"} - samples.keys():
+        raise CheckpointError(f"{path}: holds no sample pictures to prove an export with; save it again with this rfp")
+    config = checkpoint.config
+    manifest = Manifest(
+        name=name or "-to-".join(checkpoint.domains),
+        image_size=config.max_size,
+        multiple=config.velocity_net.multiple,
+        default_steps=config.num_inference_steps,
+        domains=checkpoint.domains,
+        licence=licence,
+        provenance=provenance,
+        rfp_version=__version__,
+        training={
+            "step": checkpoint.step,
+            "images": checkpoint.step * config.train_batch_size,
+            "config": to_json(config),
+        },
+    )
+    note(f"exporting {path}")
+    with write_folder_aside(output) as folder:
+        file = folder / "velocity.onnx"
+        export_onnx(net, manifest, file)
+        model = file.read_bytes()
+        note("proving the graph against PyTorch over the whole integration")
+        parity = prove(net, Bundle(file, manifest, model), (samples["domain0"].numpy(), samples["domain1"].numpy()))
+        graph = Graph(file.name, "fp32", hashlib.sha256(model).hexdigest(), len(model), as_figures(parity))
+        (folder / MANIFEST_FILE).write_text(replace(manifest, graphs=(graph,)).to_json(), encoding="utf-8")
+    return parity

@@ -1,0 +1,73 @@
+"""The proof of an exported graph: the runtime's own code against PyTorch, over the whole integration."""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+
+from ..runtime.bundle import Bundle
+from ..runtime.errors import ExportError
+from ..runtime.euler import integrate
+from ..runtime.pixels import Float, Uint8, pad_to_multiple, to_float, to_uint8
+from ..runtime.velocity import Velocity
+from ..train.unet import UNet
+
+FLOOR_PSNR = 80.0
+"""dB, for a float32 graph, over the range [-1, 1]."""
+FLOOR_LEVELS = 1
+"""Grey levels by which a float32 graph's pictures may differ anywhere."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The worst of all cases: PSNR in dB between the final states, and the largest difference in grey levels."""
+
+    psnr: float
+    grey_levels: int
+    steps: int
+    cases: int
+
+
+def prove(net: UNet, bundle: Bundle, pictures: tuple[Uint8, Uint8]) -> Parity:
+    """Integrate both over real pictures: two sizes, batch 1 and 4, both directions.
+
+    `pictures` are uint8 [N, H, W, 3] of domain 0 and domain 1.
+
+    Raises:
+        ExportError: below the floor for float32.
+    """
+    velocity, steps = Velocity(bundle, "cpu"), bundle.manifest.default_steps
+
+    @torch.no_grad()
+    def reference(x: Float, t: float) -> Float:
+        v: Float = net(torch.from_numpy(x), torch.full((1,), t)).numpy()
+        return v
+
+    psnrs, levels = [], []
+    for start, images in enumerate(pictures):
+        for x in cases(images, bundle.manifest.multiple):
+            want = integrate(reference, x, steps, float(start), 1.0 - start)
+            got = integrate(velocity, x, steps, float(start), 1.0 - start)
+            error = float(np.mean((want - got).astype(np.float64) ** 2))
+            psnrs.append(min(200.0, 10 * np.log10(4 / max(error, 1e-20))) if np.isfinite(error) else 0.0)
+            difference = to_uint8(want).astype(int) - to_uint8(got)
+            levels.append(int(np.abs(difference).max()))
+    parity = Parity(round(min(psnrs), 2), max(levels), steps, len(psnrs))
+    if parity.psnr < FLOOR_PSNR or parity.grey_levels > FLOOR_LEVELS:
+        raise ExportError(
+            f"{bundle.path.name} does not agree with PyTorch over {steps} steps: {parity.psnr:.1f} dB, up to "
+            f"{parity.grey_levels} grey levels apart (wanted {FLOOR_PSNR:.0f} dB, {FLOOR_LEVELS}); nothing was exported"
+        )
+    return parity
+
+
+def cases(images: Uint8, multiple: int) -> list[Float]:
+    """Batches to prove a graph with: up to four pictures at once, one alone, and one cut to another shape."""
+    x = to_float(images[:4])
+    cut = pad_to_multiple(x[:1, :, : max(1, x.shape[2] * 3 // 4), :], multiple)
+    return [x, x[:1], cut]
+
+
+def as_figures(parity: Parity) -> dict[str, float]:
+    """For the manifest."""
+    return {k: float(v) for k, v in asdict(parity).items()}

@@ -1,0 +1,188 @@
+"""Checkpoints in safetensors: data, never code. The config travels inside; the training state lies beside.
+
+    runs/ID/checkpoints/velocity-00001000.safetensors         nets, config, sample pictures: export needs no more
+    runs/ID/checkpoints/velocity-00001000.state.safetensors   optimiser moments and counters: what resuming adds
+
+The state is written first, so a checkpoint that exists can be resumed from.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..runtime.errors import CheckpointError, ConfigError, UsageError
+from ..runtime.files import write_aside
+from .config import RFPix2pixModel, parse_json, to_json, validate
+from .saliency import SaliencyNet, build_saliency_net
+from .unet import UNet
+
+FORMAT = 1
+PHASES = ("saliency", "velocity")
+Tensors = dict[str, Tensor]
+Net = TypeVar("Net", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a training has learned so far.
+
+    `tensors` are named `velocity_net.*`, `velocity_ema.*`, `saliency_net.*` and `samples.domain0|1`
+    (uint8 [N, H, W, 3], the fixed pictures of the sample grids, with which an export is proven).
+    """
+
+    config: RFPix2pixModel
+    phase: str
+    step: int
+    seed: int
+    domains: tuple[str, str]
+    tensors: Tensors = field(repr=False)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def part(self, name: str) -> Tensors:
+        """The tensors below `name.`, e.g. `velocity_ema`."""
+        prefix = name + "."
+        return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
+
+    def velocity(self) -> UNet:
+        """The averaged velocity net, in evaluation mode, on the CPU. Raises CheckpointError."""
+        if not (state := self.part("velocity_ema")):
+            raise CheckpointError("this checkpoint is from the saliency phase: it holds no velocity net yet; train on")
+        return fit(lambda: UNet(self.config.velocity_net), state)
+
+    def saliency(self) -> SaliencyNet | None:
+        """The domain classifier, in evaluation mode, or None where the training has none. Raises CheckpointError."""
+        state = self.part("saliency_net")
+        return fit(lambda: build_saliency_net(self.config.saliency_net, load_weights=False), state) if state else None
+
+
+def fit(build: Callable[[], Net], state: Tensors) -> Net:
+    """Build a net without memory for it, compare it with the tensors, then give it those.
+
+    A checkpoint's config may ask for any size: only what the file itself holds is ever allocated.
+    """
+    with torch.device("meta"):
+        net = build()
+    wanted = net.state_dict()
+    wrong = sorted(set(wanted) ^ set(state)) or sorted(k for k in wanted if wanted[k].shape != state[k].shape)
+    if wrong:
+        raise CheckpointError(f"the checkpoint's tensors do not fit its config: {len(wrong)} differ, e.g. {wrong[0]}")
+    net.load_state_dict(state, assign=True)
+    return net.requires_grad_(False).eval()
+
+
+def state_path(path: Path) -> Path:
+    """Where the training state of a checkpoint lies."""
+    return path.with_suffix(".state.safetensors")
+
+
+def save(path: Path, checkpoint: Checkpoint, state: Tensors) -> None:
+    """Write a checkpoint and, before it, its training state; each whole or not at all."""
+    about = {
+        "format": FORMAT,
+        "config": to_json(checkpoint.config),
+        "phase": checkpoint.phase,
+        "step": checkpoint.step,
+        "seed": checkpoint.seed,
+        "domains": checkpoint.domains,
+        "metrics": checkpoint.metrics,
+    }
+    for target, tensors in ((state_path(path), state), (path, checkpoint.tensors)):
+        whole = {k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}
+        with write_aside(target) as partial:
+            save_file(whole, partial, {"rfp": json.dumps(about)})
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint. Raises CheckpointError: not there, damaged, not rfp's, or of a newer format."""
+    tensors, text = _read(path)
+    if text is None:
+        raise CheckpointError(
+            f"{path}: a safetensors file, but not a checkpoint of rfp (no 'rfp' entry in its metadata)"
+        )
+    try:
+        about = parse_json(text, str(path))
+        if about["format"] != FORMAT:
+            raise CheckpointError(f"{path}: checkpoint format {about['format']}, this rfp reads {FORMAT}; update rfp")
+        zero, one = (str(d) for d in about["domains"])
+        return Checkpoint(
+            validate(about["config"], f"the config inside {path}"),
+            str(about["phase"]),
+            int(about["step"]),
+            int(about["seed"]),
+            (zero, one),
+            tensors,
+            {str(k): float(v) for k, v in about["metrics"].items()},
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as e:
+        raise CheckpointError(f"{path}: its description is damaged: {e}") from e
+
+
+def load_state(path: Path) -> Tensors:
+    """The training state beside a checkpoint. Raises CheckpointError."""
+    return _read(state_path(path))[0]
+
+
+def _read(path: Path) -> tuple[Tensors, str | None]:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as f:
+            return {k: f.get_tensor(k) for k in f.keys()}, (f.metadata() or {}).get("rfp")  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as e:
+        raise CheckpointError(f"{path}: not a readable safetensors file: {e}") from e
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of a run that can be read, oldest first, by the phase and step written inside them."""
+    found = []
+    for path in (run / "checkpoints").glob("*.safetensors"):
+        if path.name.endswith(".state.safetensors") or path.name.startswith("."):
+            continue
+        try:
+            with safe_open(path, framework="pt") as f:
+                about = json.loads((f.metadata() or {})["rfp"])
+            found.append(((PHASES.index(about["phase"]), int(about["step"])), path))
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+            continue  # not one of ours
+    return [path for _, path in sorted(found)]
+
+
+def find(path: Path) -> Path:
+    """A checkpoint file as it is; for a run folder its newest one. Raises UsageError, CheckpointError."""
+    if path.is_dir():
+        if not (found := checkpoints(path)):
+            raise CheckpointError(
+                f"{path}: a folder without checkpoints/*.safetensors; give a run folder or a checkpoint"
+            )
+        return found[-1]
+    if not path.exists():
+        raise UsageError(f"{path}: no such run folder or checkpoint")
+    return path
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
+    """The moments of an optimiser as flat tensors; rates come from the config and the step."""
+    state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
+    return {f"optimizer.{i}.{name}": torch.as_tensor(v) for i, entry in state.items() for name, v in entry.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
+    """The reverse of `optimizer_tensors`. Raises CheckpointError where the shapes differ."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".")
+            state.setdefault(int(index), {})[name] = value
+    groups = optimizer.state_dict()["param_groups"]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    shapes = dict(enumerate(p.shape for p in parameters))  # parameters that never had a gradient have no moments
+    if any(entry["exp_avg"].shape != shapes.get(i) for i, entry in state.items()):
+        raise CheckpointError("the training state beside the checkpoint is of another net")
+    optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -1,0 +1,364 @@
+"""The training config: typed, flat, documented; every mistake reported at once.
+
+The models below are the single source of the JSON schema (configs/schema.json) and of the README's table.
+"""
+
+import difflib
+import json
+import math
+import types
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ..runtime.errors import ConfigError
+
+PRESETS = Path(__file__).parent.parent / "configs"
+
+Augmentation = Literal["color_jitter", "grayscale", "hflip", "random_erasing"]
+Positive = Annotated[int, Field(ge=1)]
+Channels = Annotated[int, Field(ge=1, le=16384)]
+"""Bounded, like every size of a net: a config comes with a checkpoint, which may come from a stranger."""
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0)]
+
+
+class Strict(BaseModel):
+    """Unknown keys are errors, and so are numbers written as strings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class UNetConfig(Strict):
+    """The velocity field v(x_t, t): a UNet with FiLM time conditioning and a zero-initialised output."""
+
+    type: Literal["UNet"] = "UNet"
+    model_channels: Channels = Field(128, description="Channels of the first level.")
+    ch_mult: list[Annotated[int, Field(ge=1, le=64)]] = Field(
+        [1, 2, 4, 8, 8],
+        min_length=1,
+        max_length=8,
+        description="Channels of each level as a multiple of `model_channels`.",
+    )
+    num_res_blocks: Annotated[int, Field(ge=1, le=16)] = Field(2, description="Residual blocks per level.")
+    normalization: Literal["GroupNorm32", "LayerNorm"] = Field(
+        "GroupNorm32", description="Up to 32 groups of 8 or more channels, or one group (LayerNorm over C, H, W)."
+    )
+    activation: Literal["SiLU", "GELU", "ReLU"] = Field("SiLU", description="Nonlinearity of every block.")
+    zero_res_blocks: bool = Field(False, description="Start every residual block as the identity.")
+    attention_resolutions: list[Positive] = Field(
+        [], description="Downsampling factors at which levels get self-attention, e.g. `[8, 16]`."
+    )
+    num_attention_heads: Positive = Field(8, description="Heads of each self-attention.")
+    patch_size: Literal[1, 2, 4] = Field(
+        1, description="Pixels per side folded into channels at the door: 2 makes a step about 4× cheaper."
+    )
+
+    @property
+    def multiple(self) -> int:
+        """Height and width must be multiples of this."""
+        return int(self.patch_size * 2 ** (len(self.ch_mult) - 1))
+
+    @model_validator(mode="after")
+    def _heads_divide_channels(self) -> "UNetConfig":
+        for level, m in enumerate(self.ch_mult):
+            channels, factor = self.model_channels * m, self.patch_size * 2**level
+            if factor in self.attention_resolutions and channels % self.num_attention_heads:
+                raise ValueError(
+                    f"num_attention_heads {self.num_attention_heads} does not divide the {channels} channels "
+                    f"at 1/{factor}"
+                )
+        factors = [self.patch_size * 2**level for level in range(len(self.ch_mult))]
+        if unknown := [r for r in self.attention_resolutions if r not in factors]:
+            raise ValueError(f"attention_resolutions {unknown}: this net has the downsampling factors {factors}")
+        return self
+
+
+class ResNetSaliencyNet(Strict):
+    """The domain classifier with an ImageNet backbone; h is its `latent_channels` features."""
+
+    type: Literal["ResNetSaliencyNet"] = "ResNetSaliencyNet"
+    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = Field(
+        "resnet50", description="torchvision's ResNet."
+    )
+    num_classes: Literal[2] = Field(2, description="The two domains.")
+    pretrained: bool = Field(True, description="Start from ImageNet weights: torchvision's cache, or its download.")
+    weights: str | None = Field(None, description="A state-dict file to start from instead, e.g. on a machine offline.")
+    latent_channels: Channels = Field(512, description="Features h, the input of the last linear layer.")
+
+
+class ConvSaliencyNet(Strict):
+    """A small domain classifier trained from scratch, for small images and CPUs."""
+
+    type: Literal["ConvSaliencyNet"] = "ConvSaliencyNet"
+    channels: list[Channels] = Field(
+        [32, 64, 128],
+        min_length=1,
+        max_length=8,
+        description="Channels of its strided convolutions, each half the last one's size.",
+    )
+    num_classes: Literal[2] = Field(2, description="The two domains.")
+    latent_channels: Channels = Field(128, description="Features h, the input of the last linear layer.")
+
+
+class RFPix2pixModel(Strict):
+    """A whole training: both phases, both nets."""
+
+    type: Literal["RFPix2pixModel"] = "RFPix2pixModel"
+    schema_: str | None = Field(None, alias="$schema", description="For editors; ignored.", exclude=True)
+    max_size: Positive = Field(128, description="Side of the square training crops, pixels.")
+    sample_batch_size: Positive = Field(8, description="Pictures in each sample grid.")
+    train_batch_size: Positive = Field(48, description="Pairs per optimiser step.")
+    train_minibatch_size: Positive = Field(24, description="Pairs in memory at once; gradients are summed up.")
+    train_images: Positive = Field(6_000_000, description="Pairs to train the velocity on, in all.")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(2e-4, description="AdamW's rate for the velocity.")
+    learning_rate_schedule: Literal["constant", "cosine"] = Field(
+        "cosine", description="`cosine` falls to 1 % of the rate by the last step."
+    )
+    warmup_images: Annotated[int, Field(ge=0)] = Field(10_000, description="Pairs over which the rate rises from 0.")
+    weight_decay: Weight = Field(0.0, description="AdamW's decoupled weight decay.")
+    gradient_clip: Annotated[float, Field(gt=0)] = Field(1.0, description="Largest norm of the gradient.")
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.9995, description="Of the averaged weights, per step; shorter in the first steps. The average is exported."
+    )
+    num_inference_steps: Positive = Field(12, description="Euler steps of samples, and the exported default.")
+    timestep_sampling: Literal["logit-normal", "uniform"] = Field(
+        "logit-normal", description="Distribution of t in training."
+    )
+    timestep_uniform_fraction: Fraction = Field(
+        0.1, description="Share of uniform t mixed into logit-normal, which by itself hardly sees t = 0."
+    )
+    horizontal_flip: bool = Field(True, description="Mirror half of the pairs, both pictures of a pair together.")
+    flow_loss_weight: Weight = Field(1.0, description="Weight of plain flow matching, ‖x1 − x0 − v‖² over its scale.")
+    saliency_loss_weight: Weight = Field(
+        0.1, description="Weight of the §5.3 loss, ‖∇h(x_t)ᵀ(x1 − x0 − v)‖² over its scale; 0 skips phase 1."
+    )
+    saliency_learning_rate: Annotated[float, Field(gt=0)] = Field(
+        5e-5, description="Of the classifier; a pretrained backbone is fine-tuned at a tenth of it."
+    )
+    saliency_accuracy_threshold: Fraction = Field(
+        0.995, description="Accuracy on held-out pictures at which phase 1 ends."
+    )
+    saliency_warmup_threshold: Fraction = Field(
+        0.90, description="Held-out accuracy at which a frozen pretrained backbone is let go."
+    )
+    saliency_max_steps: Positive = Field(5000, description="Bound on the steps of phase 1.")
+    saliency_blend_fraction: Fraction = Field(
+        0.0, description="Share of classifier inputs that are blends (1−a)·x0 + a·x1, with soft labels."
+    )
+    saliency_label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.1, description="Label mass spread over both domains."
+    )
+    saliency_augmentations: list[Augmentation] = Field(
+        ["color_jitter", "grayscale", "hflip", "random_erasing"], description="Drawn afresh for every picture."
+    )
+    structure_pairing: bool = Field(
+        False, description="Pair each picture with structurally similar ones of the other domain, not at random."
+    )
+    structure_candidates: Positive = Field(8, description="Nearest neighbours that a picture is paired with.")
+    structure_embedder: Literal["foreground", "thumbnail"] = Field(
+        "foreground",
+        description="`foreground`: distance to the picture's median colour; `thumbnail`: its colours. Both 8×8.",
+    )
+    log_every: Positive = Field(50, description="Steps between lines of metrics.jsonl.")
+    sample_every: Positive = Field(1000, description="Steps between sample grids.")
+    checkpoint_every: Positive = Field(1000, description="Steps between checkpoints.")
+    keep_checkpoints: Positive = Field(2, description="Newest checkpoints kept; older ones of the run are replaced.")
+    cache_megabytes: Annotated[int, Field(ge=0)] = Field(
+        1024, description="Memory for decoded pictures per domain; what does not fit is decoded again."
+    )
+    velocity_net: UNetConfig = Field(default_factory=lambda: UNetConfig(), description="The velocity net.")
+    saliency_net: ResNetSaliencyNet | ConvSaliencyNet = Field(
+        default_factory=lambda: ResNetSaliencyNet(), discriminator="type", description="The domain classifier."
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "RFPix2pixModel":
+        problems = []
+        if self.max_size % self.velocity_net.multiple:
+            problems.append(
+                f"max_size {self.max_size} is not a multiple of the velocity net's {self.velocity_net.multiple}"
+            )
+        if self.train_minibatch_size > self.train_batch_size:
+            problems.append("train_minibatch_size is larger than train_batch_size")
+        if not self.flow_loss_weight and not self.saliency_loss_weight:
+            problems.append("flow_loss_weight and saliency_loss_weight are both 0: nothing to learn from")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the velocity phase."""
+        return math.ceil(self.train_images / self.train_batch_size)
+
+
+DEV = {
+    "train_batch_size": 8,
+    "train_minibatch_size": 4,
+    "log_every": 1,
+    "sample_every": 25,
+    "checkpoint_every": 25,
+    "warmup_images": 80,
+}
+"""What `--dev` changes, before `--set`."""
+
+
+def presets() -> list[str]:
+    """Names of the configs that ship with rfp."""
+    return sorted(p.stem for p in PRESETS.glob("*.json") if p.stem != "schema")
+
+
+def load_config(name_or_path: str, overrides: list[str] | None = None, dev: bool = False) -> RFPix2pixModel:
+    """Read a preset by name or a JSON file by path, apply `--dev` and `--set KEY=VALUE`, and validate.
+
+    Raises:
+        ConfigError: no such config, not JSON, or mistakes in it (all of them, each with its path).
+    """
+    path = Path(name_or_path).expanduser()
+    if not path.is_file():
+        path = PRESETS / f"{name_or_path}.json"
+    if not path.is_file() or path.stem == "schema":
+        near = _nearest(name_or_path, presets())
+        raise ConfigError(f"{name_or_path}: neither a file nor a preset{near}. Presets: {', '.join(presets())}")
+    return override(parse_json(path.read_text(encoding="utf-8"), str(path)), overrides or [], dev, str(path))
+
+
+def override(values: dict[str, Any], overrides: list[str], dev: bool, where: str) -> RFPix2pixModel:
+    """Apply `--dev`, then each `--set KEY=VALUE`, and validate. Raises ConfigError."""
+    if dev:
+        values |= DEV
+    for assignment in overrides:
+        _apply(values, assignment)
+    return validate(values, where)
+
+
+def parse_json(text: str, where: str) -> dict[str, Any]:
+    """A JSON object; a key given twice is a mistake, not a silent choice."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [k for k, _ in pairs]
+        if twice := {k for k in keys if keys.count(k) > 1}:
+            raise ConfigError(f"{where}: {', '.join(sorted(twice))} given twice")
+        return dict(pairs)
+
+    try:
+        values = json.loads(text, object_pairs_hook=unique)
+    except json.JSONDecodeError as e:
+        raise ConfigError(f"{where}: line {e.lineno}, column {e.colno}: not JSON: {e.msg}") from e
+    except RecursionError as e:
+        raise ConfigError(f"{where}: nested too deeply to be a config") from e
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where}: expected a JSON object, found {type(values).__name__}")
+    return values
+
+
+def _apply(values: dict[str, Any], assignment: str) -> None:
+    key, equals, text = assignment.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {assignment}: expected KEY=VALUE, e.g. velocity_net.model_channels=64")
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = text
+    *parents, last = key.split(".")
+    for parent in parents:
+        child = values.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"--set {assignment}: {parent} has no keys of its own")
+        values = child
+    values[last] = value
+
+
+def validate(values: dict[str, Any], where: str = "config") -> RFPix2pixModel:
+    """Validate a parsed config. Raises ConfigError listing every mistake."""
+    try:
+        return RFPix2pixModel.model_validate(values)
+    except ValidationError as e:
+        lines = [_explain(error) for error in e.errors()]
+        count = "1 mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
+        raise ConfigError(f"{where}: {count}\n" + "\n".join(f"  {line}" for line in lines)) from e
+
+
+def _explain(error: Any) -> str:
+    names = [part for part in error["loc"] if part not in TAGS]
+    path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in names).lstrip(".")
+    match error["type"]:
+        case "extra_forbidden":
+            return f"{path}: unknown key{_nearest(str(names[-1]), _keys_at(error['loc'][:-1]))}"
+        case "union_tag_invalid" | "literal_error":
+            allowed = [
+                str(v).strip("' ")
+                for v in (error["ctx"].get("expected_tags") or error["ctx"]["expected"])
+                .replace(" or ", ", ")
+                .split(",")
+            ]
+            found = error["ctx"].get("tag", error["input"])
+            kind = ".type" if error["type"] == "union_tag_invalid" else ""
+            return f"{path}{kind}: {found!r} is not one of {', '.join(allowed)}{_nearest(str(found), allowed)}"
+        case "union_tag_not_found":
+            return f"{path}.type: missing; one of {', '.join(sorted(TAGS & {'ResNetSaliencyNet', 'ConvSaliencyNet'}))}"
+        case "value_error":
+            return f"{path or 'config'}: {error['ctx']['error']}"
+        case _:
+            return f"{path}: {error['msg'][0].lower() + error['msg'][1:]}, found {error['input']!r}"
+
+
+TAGS = {"UNet", "ResNetSaliencyNet", "ConvSaliencyNet"}
+MODELS: dict[Any, type[Strict]] = {
+    "UNet": UNetConfig,
+    "velocity_net": UNetConfig,
+    "ResNetSaliencyNet": ResNetSaliencyNet,
+    "ConvSaliencyNet": ConvSaliencyNet,
+}
+
+
+def _keys_at(loc: tuple[Any, ...]) -> list[str]:
+    model: type[Strict] = MODELS.get(loc[-1], RFPix2pixModel) if loc else RFPix2pixModel
+    return list(model.model_fields)
+
+
+def _nearest(word: str, words: list[str]) -> str:
+    close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def to_json(config: RFPix2pixModel) -> dict[str, Any]:
+    """The whole config as plain JSON values, every default spelled out."""
+    return config.model_dump(mode="json", by_alias=True)
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of configs/*.json, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | RFPix2pixModel.model_json_schema(by_alias=True)
+
+
+def table() -> str:
+    """The README's table of config keys, in Markdown."""
+    rows = ["| key | default | meaning |", "| --- | --- | --- |"]
+    models: list[tuple[str, type[Strict]]] = [
+        ("", RFPix2pixModel),
+        ("velocity_net.", UNetConfig),
+        ("saliency_net.", ResNetSaliencyNet),
+        ("saliency_net.", ConvSaliencyNet),
+    ]
+    for prefix, model in models:
+        if prefix:
+            about = (model.__doc__ or "").strip().splitlines()[0]
+            rows.append(f"| **{prefix}** `{model.__name__.removesuffix('Config')}` | | {about} |")
+        for name, field in model.model_fields.items():
+            if name in ("type", "schema_", "velocity_net", "saliency_net"):
+                continue
+            choices = _choices(field.annotation)
+            rows.append(f"| `{prefix}{name}` | `{json.dumps(field.default)}` | {field.description}{choices} |")
+    return "\n".join(rows) + "\n"
+
+
+def _choices(annotation: Any) -> str:
+    if get_origin(annotation) is list:
+        annotation = get_args(annotation)[0]
+    if get_origin(annotation) in (Union, types.UnionType) or get_origin(annotation) is not Literal:
+        return ""
+    values = get_args(annotation)
+    return " One of " + ", ".join(f"`{json.dumps(v)}`" for v in values) + "." if len(values) > 1 else ""

@@ -1,0 +1,143 @@
+"""Who is paired with whom. The coupling, not the loss, decides what a picture is turned into.
+
+∇h depends on x_t alone, so E[x1 − x0 | x_t] always minimises the §5.3 loss: correspondence must come from here.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..runtime.pixels import Uint8, to_float
+from .domains import WORKERS, Crop, Domain
+
+Pair = Callable[[int], tuple[int, int]]
+"""The k-th pair of a training: indices into domain 0 and domain 1."""
+Indices = npt.NDArray[np.int64]
+
+EMBED_SIZE = 64
+
+
+def foreground(x: Tensor) -> Tensor:
+    """Distance to the picture's own median colour, pooled 8×8: where something is, whatever its colours.
+
+    [B, 3, H, W] → unit vectors [B, 64].
+    """
+    median = x.flatten(2).median(dim=2).values[:, :, None, None]
+    distance = (x - median).square().sum(dim=1, keepdim=True).sqrt()
+    return F.normalize(F.adaptive_avg_pool2d(distance, 8).flatten(1), dim=1)
+
+
+def thumbnail(x: Tensor) -> Tensor:
+    """The picture at 8×8, less its mean: which colours are where. [B, 3, H, W] → unit vectors [B, 192]."""
+    small = F.adaptive_avg_pool2d(x, 8).flatten(1)
+    return F.normalize(small - small.mean(dim=1, keepdim=True), dim=1)
+
+
+EMBEDDERS = {"foreground": foreground, "thumbnail": thumbnail}
+
+
+def embed(domain: Domain, embedder: str, batch: int = 256) -> Tensor:
+    """Embeddings of all pictures of a domain, centre-cropped: unit vectors [N, D], in float32 on the CPU."""
+
+    def small(index: int) -> Uint8:
+        return Crop().apply(domain.read(index), EMBED_SIZE)
+
+    parts = []
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for start in range(0, len(domain), batch):
+            images = np.stack(list(pool.map(small, range(start, min(start + batch, len(domain))))))
+            parts.append(EMBEDDERS[embedder](torch.from_numpy(to_float(images))))
+    return torch.cat(parts)
+
+
+def nearest(a: Tensor, b: Tensor, k: int) -> Indices:
+    """For each row of unit vectors a [N, D] its k nearest rows of b [M, D] by cosine: [N, k], nearest first.
+
+    In chunks: never N×M in memory.
+    """
+    k = min(k, len(b))
+    rows = max(1, 2**25 // len(b))
+    return torch.cat([(chunk @ b.T).topk(k, dim=1).indices for chunk in a.split(rows)]).numpy()
+
+
+def shuffled(n: int, *seed: int) -> Callable[[int], int]:
+    """The k-th draw of an endless sequence of epochs, each a permutation of n: a function of (seed, k)."""
+    epochs: dict[int, Indices] = {}
+
+    def draw(k: int) -> int:
+        epoch, place = divmod(k, n)
+        if epoch not in epochs:
+            epochs.pop(epoch - 2, None)
+            epochs[epoch] = np.random.default_rng([*seed, epoch]).permutation(n)
+        return int(epochs[epoch][place])
+
+    return draw
+
+
+def random_pairs(n0: int, n1: int, seed: int) -> Pair:
+    """The independent coupling of arXiv:2209.03003: each domain in an order of its own."""
+    draw0, draw1 = shuffled(n0, seed, 0), shuffled(n1, seed, 1)
+    return lambda k: (draw0(k), draw1(k))
+
+
+def structure_pairs(near1: Indices, near0: Indices, seed: int) -> Pair:
+    """Each picture with one of its nearest neighbours in the other domain.
+
+    Even pairs start from domain 0 (`near1` [N0, K]), odd ones from domain 1 (`near0` [N1, K]), so that no
+    picture of either domain is left out.
+    """
+    draw0, draw1 = shuffled(len(near1), seed, 0), shuffled(len(near0), seed, 1)
+
+    def pair(k: int) -> tuple[int, int]:
+        rng = np.random.default_rng([seed, 2, k])
+        if k % 2 == 0:
+            i = draw0(k // 2)
+            return i, int(rng.choice(near1[i]))
+        j = draw1(k // 2)
+        return int(rng.choice(near0[j])), j
+
+    return pair
+
+
+def batches(
+    domain0: Domain,
+    domain1: Domain,
+    pair: Pair,
+    batch: int,
+    start: int,
+    stop: int,
+    seed: int,
+    flip: bool,
+    depth: int = 2,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches `start` to `stop` of x0, x1 [B, 3, size, size] in [-1, 1]; read ahead by `depth` batches.
+
+    Both pictures of a pair get the same crop and mirroring, which keeps what structure pairing aligned.
+    """
+
+    def crops(k: int) -> tuple[Uint8, Uint8]:
+        i, j = pair(k)
+        crop = Crop.draw(np.random.default_rng([seed, 3, k]), flip)
+        return domain0.crop(i, crop), domain1.crop(j, crop)
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        pending: deque[list[Future[tuple[Uint8, Uint8]]]] = deque()
+        try:
+            for step in range(start, stop + depth):
+                if step < stop:
+                    pending.append([pool.submit(crops, k) for k in range(step * batch, (step + 1) * batch)])
+                if step >= start + depth:
+                    yield _collate([future.result() for future in pending.popleft()])
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _collate(pairs: list[tuple[Uint8, Uint8]]) -> tuple[Tensor, Tensor]:
+    x0, x1 = (torch.from_numpy(to_float(np.stack(images))) for images in zip(*pairs, strict=True))
+    return x0, x1

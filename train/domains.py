@@ -1,0 +1,230 @@
+"""A domain: the pictures of one kind, from folders, files, zips and videos, cropped for training.
+
+Nothing here depends on how often or in which order pictures are read: crop k is a function of (seed, k).
+"""
+
+import hashlib
+import os
+import threading
+import zipfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, cast
+
+import av
+import numpy as np
+from PIL import Image
+
+from ..runtime.errors import MediaError, UsageError
+from ..runtime.files import write_aside
+from ..runtime.media import IMAGE_FORMATS, MAX_PIXELS, Media, discover, read_image
+from ..runtime.pixels import Uint8
+
+WORKERS = max(2, min(16, os.cpu_count() or 2))
+
+
+class Item(NamedTuple):
+    """One picture: an image, or one frame of a video that was decoded to `frames`."""
+
+    media: Media
+    frames: Uint8 | None = None
+    frame: int = 0
+
+
+class Crop(NamedTuple):
+    """A square: its side as a share of the short side, and its centre's offset in shares of it."""
+
+    scale: float = 1.0
+    dx: float = 0.0
+    dy: float = 0.0
+    flip: bool = False
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, flip: bool) -> "Crop":
+        """Side 0.9 to 1 of the short side, centre within ±5 %, mirrored half of the time if `flip`."""
+        scale, dx, dy, mirror = rng.uniform([0.9, -0.05, -0.05, 0.0], [1.0, 0.05, 0.05, 1.0])
+        return cls(float(scale), float(dx), float(dy), bool(flip and mirror < 0.5))
+
+    def apply(self, image: Image.Image, size: int) -> Uint8:
+        """Cut out the square and resize it by LANCZOS: uint8 [size, size, 3]."""
+        short = min(image.size)
+        side = self.scale * short
+        left = min(max(image.width / 2 + self.dx * short - side / 2, 0), image.width - side)
+        top = min(max(image.height / 2 + self.dy * short - side / 2, 0), image.height - side)
+        square = image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+        pixels = np.asarray(square)
+        return pixels[:, ::-1] if self.flip else pixels
+
+
+@dataclass
+class Domain:
+    """Pictures by index. `skipped` lists what could not be read, each with its reason.
+
+    Decoded pictures stay in memory up to `cache_bytes`; others are decoded again when they are drawn.
+    """
+
+    name: str
+    items: list[Item]
+    size: int
+    skipped: list[str] = field(default_factory=list)
+    cache_bytes: int = 0
+    _cache: dict[int, Image.Image] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def read(self, index: int) -> Image.Image:
+        """Picture `index` in RGB, reduced by a whole factor when it is far larger than the crops.
+
+        A picture that turns out damaged is noted in `skipped`, and the next good one stands in for it.
+        """
+        for i in range(index, index + len(self.items)):
+            i %= len(self.items)
+            if (cached := self._cache.get(i)) is not None:
+                return cached
+            try:
+                image = self._decode(self.items[i])
+            except MediaError as e:
+                with self._lock:
+                    if str(e) not in self.skipped:
+                        self.skipped.append(str(e))
+                continue
+            with self._lock:
+                size = image.width * image.height * 3
+                if size <= self.cache_bytes:
+                    self.cache_bytes -= size
+                    self._cache[i] = image
+            return image
+        raise UsageError(f"{self.name}: none of its {len(self.items)} pictures can be read; first: {self.skipped[0]}")
+
+    def _decode(self, item: Item) -> Image.Image:
+        if item.frames is not None:
+            return Image.fromarray(item.frames[item.frame])
+        image = read_image(_open(item.media), str(item.media)) if item.media.member else read_image(item.media)
+        # Box reduction down to twice the crop's size, then LANCZOS: Pillow's own reducing_gap=2, but cacheable.
+        factor = int(0.9 * min(image.size) / (2 * self.size))
+        return image.reduce(factor) if factor > 1 else image
+
+    def crop(self, index: int, crop: Crop) -> Uint8:
+        """uint8 [size, size, 3]."""
+        return crop.apply(self.read(index), self.size)
+
+
+_archives = threading.local()
+
+
+def _open(media: Media) -> BinaryIO:
+    """Open a zip member; each thread opens each zip once, for its index can be large."""
+    if media.member is None:
+        return media.open()
+    opened: dict[Path, zipfile.ZipFile] = _archives.__dict__.setdefault("opened", {})
+    try:
+        if media.path not in opened:
+            opened[media.path] = zipfile.ZipFile(media.path)
+        return cast(BinaryIO, opened[media.path].open(media.member))
+    except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError, KeyError, EOFError) as e:
+        raise MediaError(f"{media}: cannot be read: {e}") from e
+
+
+def open_domain(
+    inputs: Sequence[Path], size: int, cache_bytes: int = 0, on_progress: Callable[[str], None] | None = None
+) -> Domain:
+    """Find the pictures of a domain, look at every image's header, and decode videos to the frame cache.
+
+    Raises:
+        UsageError: nothing there, nothing readable, or no picture at all. Before any training.
+        MediaError: an archive that cannot be opened.
+    """
+    found = discover(inputs)
+    name = Path(inputs[0]).resolve().stem
+    domain = Domain(name, [], size, cache_bytes=cache_bytes)
+    with ThreadPoolExecutor(WORKERS) as pool:
+        problems = list(pool.map(_header_problem, found))
+    for media, problem in zip(found, problems, strict=True):
+        if problem is None and media.kind == "image":
+            domain.items.append(Item(media))
+        elif problem is None:
+            if on_progress:
+                on_progress(f"decoding the frames of {media}")
+            try:
+                frames = decode_frames(media, size)
+                domain.items += [Item(media, frames, i) for i in range(len(frames))]
+            except MediaError as e:
+                problem = str(e)
+        if problem is not None:
+            domain.skipped.append(problem)
+    if not domain.items:
+        raise UsageError(f"{inputs[0]}: none of its {len(found)} files can be read; first: {domain.skipped[0]}")
+    domain.read(0)  # raises if not a single picture decodes
+    return domain
+
+
+def _header_problem(media: Media) -> str | None:
+    if media.kind == "video":
+        return None
+    try:
+        with _open(media) as stream, Image.open(stream, formats=IMAGE_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                return f"{media}: {image.width}×{image.height} pixels, above the limit of {MAX_PIXELS:,}"
+    except MediaError as e:
+        return str(e)
+    except Exception as e:  # Pillow raises a dozen kinds on damaged files
+        return f"{media}: not a readable image: {e or type(e).__name__}"
+    return None
+
+
+def cache_folder() -> Path:
+    """Where rfp keeps what it can make again: $RFP_CACHE, or the platform's cache folder."""
+    if override := os.environ.get("RFP_CACHE"):
+        return Path(override).expanduser()
+    if os.name == "nt":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData/Local")) / "rfp/cache"
+    if os.uname().sysname == "Darwin":
+        return Path.home() / "Library/Caches/rfp"
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rfp"
+
+
+def decode_frames(media: Media, size: int) -> Uint8:
+    """Every frame of a video, upright, as a memory-mapped uint8 [T, H, W, 3] in the cache folder.
+
+    Decoded once, in order, by what the decoder yields (headers lie about the number of frames), so that drawing
+    a frame at random costs a page fault and not a decode from the last keyframe. The short side is at most
+    1.25·size pixels: what the crops need.
+
+    Raises:
+        MediaError: not one frame can be decoded.
+    """
+    stat = media.path.stat()
+    identity = f"{media.path.resolve()}|{media.member}|{stat.st_size}|{stat.st_mtime_ns}|{size}"
+    stem = hashlib.md5(identity.encode(), usedforsecurity=False).hexdigest()
+    folder = cache_folder() / "frames"
+    if not (cached := next(folder.glob(f"{stem}-*.rgb"), None)):
+        cached = _write_frames(media, size, folder, stem)
+    h, w = (int(n) for n in cached.stem.split("-")[1].split("x"))
+    return np.memmap(cached, np.uint8, mode="r").reshape(-1, h, w, 3)
+
+
+def _write_frames(media: Media, size: int, folder: Path, stem: str) -> Path:
+    name, count, problem = "", 0, ""
+    with write_aside(folder / f"{stem}.rgb") as partial, partial.open("wb") as out, media.open() as stream:
+        target = (0, 0)
+        try:
+            with av.open(stream, "r") as container:
+                for frame in container.decode(video=0):
+                    pixels = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+                    if not count:
+                        h, w = pixels.shape[:2]
+                        scale = min(1.0, 1.25 * size / min(h, w))
+                        target = (round(w * scale), round(h * scale))
+                    image = Image.fromarray(np.ascontiguousarray(pixels))
+                    out.write(image.resize(target, Image.Resampling.LANCZOS).tobytes())
+                    count += 1
+        except (av.FFmpegError, IndexError, ValueError) as e:
+            problem = str(e)  # frames before the damage are good
+        if not count:
+            raise MediaError(f"{media}: no frame can be decoded: {problem or 'it holds none'}")
+        name = f"{stem}-{target[1]}x{target[0]}.rgb"
+    return (folder / f"{stem}.rgb").replace(folder / name)

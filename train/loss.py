@@ -1,0 +1,63 @@
+"""The loss of arXiv:2209.03003 section 5.3, beside plain flow matching (equation 1), both in units of their scale."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Features = Callable[[Tensor], Tensor]
+"""h: images [B, C, H, W] → features [B, D]."""
+
+
+class Scales(NamedTuple):
+    """What the two terms are divided by: E‖x1 − x0‖² and E‖∇h(x_t)ᵀ(x1 − x0)‖², per pair."""
+
+    flow: Tensor
+    saliency: Tensor
+
+
+def interpolate(x0: Tensor, x1: Tensor, t: Tensor) -> Tensor:
+    """x_t = (1 − t)·x0 + t·x1 for images [B, C, H, W] and times [B]."""
+    t = t[:, None, None, None]
+    return (1 - t) * x0 + t * x1
+
+
+def see(h: Features, xt: Tensor, u: Tensor) -> Tensor:
+    """∇h(x_t)ᵀ u: how the features at x_t [B, C, H, W] change along u [B, C, H, W] → [B, D].
+
+    Forward mode: one pass for all D features, and the gradient flows through the tangent u. In float32:
+    in bfloat16 its gradient keeps a cosine of only .96 to the exact one.
+    """
+    with torch.autocast(xt.device.type, enabled=False):
+        tangent: Tensor = torch.func.jvp(h, (xt.float(),), (u.float(),))[1]
+    return tangent
+
+
+@torch.no_grad()
+def measure_scales(h: Features | None, x0: Tensor, x1: Tensor, t: Tensor, minibatch: int) -> Scales:
+    """Scales over the whole batch, so that gradients accumulated over minibatches equal the batch's own."""
+    y = x1 - x0
+    flow = y.square().sum() / len(y)
+    if h is None:
+        return Scales(flow, torch.ones_like(flow))
+    xt = interpolate(x0, x1, t)
+    parts = [see(h, a, b).square().sum() for a, b in zip(xt.split(minibatch), y.split(minibatch), strict=True)]
+    return Scales(flow, torch.stack(parts).sum() / len(y))
+
+
+def losses(
+    v: Callable[[Tensor, Tensor], Tensor], h: Features | None, x0: Tensor, x1: Tensor, t: Tensor, scales: Scales
+) -> tuple[Tensor, Tensor]:
+    """The flow-matching and the saliency loss of the pairs, each averaged over them.
+
+    Args:
+        v: velocity net; h: classifier features, or None for no saliency term.
+        x0, x1: coupled images [B, C, H, W] in [-1, 1]; t: times [B] in [0, 1].
+        scales: a velocity of 0 gives each loss the value 1.
+    """
+    xt = interpolate(x0, x1, t)
+    error = (x1 - x0) - v(xt, t)
+    flow = error.square().sum() / len(x0) / scales.flow
+    saliency = flow.new_zeros(()) if h is None else see(h, xt, error).square().sum() / len(x0) / scales.saliency
+    return flow, saliency

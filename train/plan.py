@@ -1,0 +1,83 @@
+"""`rfp train --dry-run`: what a training would do and need."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from .config import RFPix2pixModel
+from .run import Job, Reporter, open_run
+from .saliency import build_saliency_net
+from .unet import UNet
+
+
+def plan(job: Job, report: Reporter) -> list[str]:
+    """Resolve everything that training would, change nothing, and describe it line by line.
+
+    Raises:
+        UsageError, CheckpointError, MediaError: as training would.
+    """
+    run, config = open_run(job, report), job.config
+    coupling = (
+        f"{config.structure_candidates} nearest by {config.structure_embedder}"
+        if config.structure_pairing
+        else "random"
+    )
+    lines = [
+        f"run       {run.folder}",
+        f"device    {run.device}",
+        f"domain 0  {len(run.domain0):,} pictures in {run.domain0.name} ({len(run.domain0.skipped)} skipped)",
+        f"domain 1  {len(run.domain1):,} pictures in {run.domain1.name} ({len(run.domain1.skipped)} skipped)",
+        f"crops     {config.max_size}×{config.max_size} px",
+        f"coupling  {coupling}",
+    ]
+    with torch.device("meta"):
+        velocity = UNet(config.velocity_net)
+        saliency = build_saliency_net(config.saliency_net, load_weights=False) if config.saliency_loss_weight else None
+    if saliency:
+        lines.append(
+            f"phase 1   {config.saliency_net.type}, {parameters(saliency):,} parameters, up to "
+            f"{config.saliency_max_steps:,} steps, to {config.saliency_accuracy_threshold:.1%} of held-out pictures"
+        )
+    else:
+        lines.append("phase 1   none (saliency_loss_weight is 0)")
+    lines += [
+        f"phase 2   {config.velocity_net.type}, {parameters(velocity):,} parameters, {config.steps:,} steps of "
+        f"{config.train_batch_size} pairs ({config.train_images:,} in all)",
+        f"memory    about {memory(config, velocity, saliency) / 2**30:.1f} GiB on the {run.device} for phase 2",
+    ]
+    if run.resumed:
+        lines.append(f"goes on   from {run.resumed.phase} step {run.resumed.step:,}")
+    return lines
+
+
+def parameters(net: nn.Module) -> int:
+    """How many numbers a net learns."""
+    return sum(p.numel() for p in net.parameters())
+
+
+def memory(config: RFPix2pixModel, velocity: UNet, saliency: nn.Module | None) -> int:
+    """Estimated bytes of phase 2: weights, gradient, two moments and the average, and one minibatch's activations."""
+    side, n = config.max_size, config.train_minibatch_size
+    x = torch.empty(1, 3, side, side, device="meta")
+    activations = saved_bytes(lambda: velocity(x, torch.empty(1, device="meta")))
+    if saliency:  # forward mode keeps the primal and what the tangent's gradient needs
+        activations += 2 * saved_bytes(lambda: saliency(x))
+    fixed = 5 * 4 * parameters(velocity) + (4 * parameters(saliency) if saliency else 0)
+    return fixed + n * activations
+
+
+def saved_bytes(forward: Callable[[], object]) -> int:
+    """Bytes that autograd keeps for the backward pass of `forward()`, on meta tensors: nothing is computed."""
+    total, seen = 0, set()
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal total
+        if not isinstance(tensor, nn.Parameter) and id(tensor) not in seen:
+            seen.add(id(tensor))
+            total += tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        forward()
+    return total

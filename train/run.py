@@ -1,0 +1,268 @@
+"""One training: its folder, its domains, its phases, and where to go on after an interruption.
+
+runs/ID/  config.json  run.json  metrics.jsonl  samples/*.png  checkpoints/*.safetensors
+"""
+
+import hashlib
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..runtime.errors import CheckpointError, TrainingError, UsageError
+from ..runtime.files import write_json, write_text
+from ..runtime.pixels import Uint8, to_float
+from . import checkpoint as ckpt
+from .config import RFPix2pixModel, parse_json, to_json, validate
+from .domains import Crop, Domain, open_domain
+
+FREE_TO_CHANGE = frozenset(
+    {
+        "train_images",
+        "log_every",
+        "sample_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "cache_megabytes",
+        "num_inference_steps",
+    }
+)
+"""Config keys that may differ when a run is gone on with."""
+
+
+class Reporter(Protocol):
+    """Where training tells what it does."""
+
+    def note(self, text: str) -> None:
+        """One line that stays."""
+
+    def step(self, phase: str, step: int, steps: int, metrics: dict[str, float]) -> None:
+        """Progress, after every step; `metrics` is empty except after those that were logged."""
+
+
+class Interrupted(Exception):
+    """Training was asked to stop, and has saved."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to train: everything that a command line says."""
+
+    config: RFPix2pixModel
+    inputs0: tuple[Path, ...]
+    inputs1: tuple[Path, ...]
+    folder: Path
+    seed: int = 0
+    device: str = "auto"
+    start: Path | None = None
+    """A checkpoint to go on from; without one, the newest in `folder`."""
+
+
+@dataclass
+class Run:
+    """A training under way. The phases read and drive it."""
+
+    folder: Path
+    config: RFPix2pixModel
+    seed: int
+    device: torch.device
+    domain0: Domain
+    domain1: Domain
+    report: Reporter
+    resumed: ckpt.Checkpoint | None = None
+    resumed_state: ckpt.Tensors = field(default_factory=dict)
+    stop: threading.Event = field(default_factory=threading.Event)
+    _clock: tuple[float, int] = (0.0, 0)
+
+    def rng(self, phase: str, step: int) -> torch.Generator:
+        """The draws of one step: a function of (seed, phase, step), so there is no state that could be lost."""
+        entropy = np.random.SeedSequence([self.seed, ckpt.PHASES.index(phase), step]).generate_state(1, np.uint64)
+        return torch.Generator().manual_seed(int(entropy[0] >> 1))
+
+    def samples(self) -> tuple[Uint8, Uint8]:
+        """The fixed pictures of the sample grids, evenly spread over each domain: uint8 [N, H, W, 3] each."""
+        n = self.config.sample_batch_size
+        picked = [
+            np.stack([domain.crop(i * len(domain) // n, Crop()) for i in range(n)])
+            for domain in (self.domain0, self.domain1)
+        ]
+        return picked[0], picked[1]
+
+    def log(self, phase: str, step: int, steps: int, metrics: Mapping[str, Tensor | float]) -> None:
+        """Report a step; every `log_every` steps append its metrics to metrics.jsonl.
+
+        Tensors are read only then: reading one waits for the device.
+        """
+        if step % self.config.log_every and step != steps:
+            self.report.step(phase, step, steps, {})
+            return
+        now, (then, before) = time.monotonic(), self._clock
+        values = {name: float(value) for name, value in metrics.items()}
+        if 0 < before < step:
+            values["images_per_second"] = (step - before) * self.config.train_batch_size / (now - then)
+        self._clock = (now, step)
+        if not all(np.isfinite(v) for v in values.values()):
+            raise TrainingError(
+                f"{phase} phase, step {step}: a loss is not finite ({values}); try a lower learning rate"
+            )
+        line = json.dumps({"phase": phase, "step": step, **values})
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as f:
+            f.write(line + "\n")
+        self.report.step(phase, step, steps, values)
+
+    def save(
+        self, phase: str, step: int, tensors: ckpt.Tensors, state: ckpt.Tensors, metrics: dict[str, float]
+    ) -> None:
+        """Write a checkpoint and drop the run's oldest of that phase beyond `keep_checkpoints`."""
+        names = (self.domain0.name, self.domain1.name)
+        x0, x1 = self.samples()
+        tensors = tensors | {"samples.domain0": torch.from_numpy(x0), "samples.domain1": torch.from_numpy(x1)}
+        target = self.folder / "checkpoints" / f"{phase}-{step:08d}.safetensors"
+        ckpt.save(target, ckpt.Checkpoint(self.config, phase, step, self.seed, names, tensors, metrics), state)
+        written = [p for p in ckpt.checkpoints(self.folder) if p.name.startswith(phase)]
+        for old in written[: -self.config.keep_checkpoints]:
+            ckpt.state_path(old).unlink(missing_ok=True)
+            old.unlink()
+
+    def tensor(self, images: Uint8) -> Tensor:
+        """uint8 [B, H, W, 3] → float [B, 3, H, W] in [-1, 1] on the device."""
+        return torch.from_numpy(to_float(images)).to(self.device, memory_format=torch.channels_last)
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` takes CUDA, then MPS, then the CPU; a device by name must be there. Raises UsageError."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(d for d, yes in there.items() if yes)
+    if name not in there:
+        raise UsageError(f"--device {name}: not one of auto, cpu, cuda, mps")
+    if not there[name]:
+        raise UsageError(
+            f"--device {name}: not available to torch {torch.__version__} on this machine; use --device auto or cpu"
+        )
+    return torch.device(name)
+
+
+def default_run_id(
+    config_name: str, config: RFPix2pixModel, inputs0: Sequence[Path], inputs1: Sequence[Path], seed: int
+) -> str:
+    """A name that the same command always gives, so that running it again goes on."""
+    names = [Path(config_name).stem, inputs0[0].resolve().stem, inputs1[0].resolve().stem]
+    fixed = {k: v for k, v in to_json(config).items() if k not in FREE_TO_CHANGE}
+    identity = json.dumps([fixed, [str(p.resolve()) for p in inputs0], [str(p.resolve()) for p in inputs1], seed])
+    return "-".join([*names, hashlib.sha256(identity.encode()).hexdigest()[:6]])
+
+
+def open_run(job: Job, report: Reporter) -> Run:
+    """Read the domains and any checkpoint to go on from. Writes nothing.
+
+    Raises:
+        UsageError, CheckpointError, MediaError: before any work.
+    """
+    device = pick_device(job.device)
+    start = job.start or next(iter(ckpt.checkpoints(job.folder)[::-1]), None)
+    resumed = ckpt.load(start) if start else None
+    state = ckpt.load_state(start) if start and ckpt.state_path(start).is_file() else {}
+    if (job.folder / "config.json").is_file():
+        _same_training(job)
+    domains = []
+    for inputs in (job.inputs0, job.inputs1):
+        cache = job.config.cache_megabytes << 20
+        domain = open_domain(inputs, job.config.max_size, cache, lambda text: report.note(text))
+        for problem in domain.skipped:
+            report.note(f"skipped {problem}")
+        domains.append(domain)
+    if resumed and not state:
+        report.note(f"{start}: no training state beside it: starting from its weights, at step 0")
+    return Run(job.folder, job.config, job.seed, device, domains[0], domains[1], report, resumed, state)
+
+
+def _same_training(job: Job) -> None:
+    path = job.folder / "config.json"
+    old = to_json(validate(parse_json(path.read_text(encoding="utf-8"), str(path)), str(path)))
+    new = to_json(job.config)
+    if changed := [k for k in new if k not in FREE_TO_CHANGE and new[k] != old.get(k)]:
+        raise UsageError(
+            f"{job.folder} was trained with another config ({', '.join(changed)} differ); give the config it has, "
+            f"another --run-id, or start anew from its weights with --checkpoint {job.folder} --run-id NEW"
+        )
+    about = read_run(job.folder)
+    if about.get("seed") != job.seed:
+        raise UsageError(f"{job.folder} was trained with --seed {about.get('seed')}; give that, or another --run-id")
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """run.json: which folders a run was trained on, and its seed. Raises CheckpointError."""
+    path = folder / "run.json"
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; name the domains with --domain0 and --domain1")
+    return parse_json(path.read_text(encoding="utf-8"), str(path))
+
+
+def train(job: Job, report: Reporter) -> Path:
+    """Train until done and return the run's folder; going on where a checkpoint left off.
+
+    Raises:
+        UsageError, CheckpointError, MediaError: before any work.
+        TrainingError: the classifier is blind, or a loss is not finite.
+        Interrupted: Ctrl-C or SIGTERM, after saving.
+    """
+    from .saliency_phase import train_saliency
+    from .velocity_phase import train_velocity
+
+    run = open_run(job, report)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_json(run.folder / "config.json", to_json(run.config))
+    inputs = {"domain0": [str(p.resolve()) for p in job.inputs0], "domain1": [str(p.resolve()) for p in job.inputs1]}
+    write_json(run.folder / "run.json", {**inputs, "seed": job.seed})
+    _forget_metrics_after(run)
+    with _signals(run.stop):
+        net = train_saliency(run) if run.config.saliency_loss_weight else None
+        train_velocity(run, net)
+    return run.folder
+
+
+def _forget_metrics_after(run: Run) -> None:
+    """Drop the lines of steps that an interruption undid, so that metrics.jsonl tells one story."""
+    path = run.folder / "metrics.jsonl"
+    if not path.is_file():
+        return
+    last = (ckpt.PHASES.index(run.resumed.phase), run.resumed.step) if run.resumed and run.resumed_state else (-1, -1)
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+            if (ckpt.PHASES.index(entry["phase"]), entry["step"]) <= last:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue  # cut off in the middle of writing
+    write_text(path, "".join(line + "\n" for line in kept))
+
+
+@contextmanager
+def _signals(stop: threading.Event) -> Iterator[None]:
+    """Ctrl-C and SIGTERM ask the loop to save and stop; a second one stops at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(number: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)

@@ -1,0 +1,176 @@
+"""The domain classifiers whose features h the §5.3 loss looks through."""
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..runtime.errors import TrainingError, UsageError
+from . import config as c
+from .unet import GroupNorm32
+
+
+class SaliencyNet(nn.Module):
+    """backbone → latent features h → two logits. Images [B, 3, H, W] in [-1, 1].
+
+    `pretrained` says whether the backbone holds weights worth keeping frozen at first.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, channels: int, latent_channels: int, num_classes: int, pretrained: bool
+    ) -> None:
+        super().__init__()
+        self.backbone, self.pretrained = backbone, pretrained
+        self.latent = nn.Sequential(nn.Linear(channels, latent_channels), nn.SiLU())
+        self.classifier = nn.Linear(latent_channels, num_classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """h(x): [B, 3, H, W] → [B, latent_channels]."""
+        h: Tensor = self.latent(self.backbone(x))
+        return h
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of domain 0 and domain 1: [B, 2]."""
+        logits: Tensor = self.classifier(self.features(x))
+        return logits
+
+
+class ImageNetNormalize(nn.Module):
+    """[-1, 1] → the mean and deviation that ImageNet backbones were trained with."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ((x + 1) / 2 - self.mean) / self.std
+
+
+def build_saliency_net(config: c.ResNetSaliencyNet | c.ConvSaliencyNet, load_weights: bool = True) -> SaliencyNet:
+    """A classifier as configured; `load_weights=False` leaves the backbone random (a checkpoint follows).
+
+    Raises:
+        UsageError: the backbone's weights are neither at `weights`, nor cached, nor to be downloaded.
+    """
+    match config:
+        case c.ConvSaliencyNet():
+            return SaliencyNet(_conv_backbone(config.channels), config.channels[-1], config.latent_channels, 2, False)
+        case c.ResNetSaliencyNet():
+            resnet = getattr(torchvision().models, config.backbone)(weights=None)
+            channels = resnet.fc.in_features
+            wanted = config.weights is not None or config.pretrained
+            if wanted and load_weights:
+                resnet.load_state_dict(_resnet_weights(config, resnet))
+            resnet.fc = nn.Identity()
+            backbone = nn.Sequential(ImageNetNormalize(), resnet)
+            return SaliencyNet(backbone, channels, config.latent_channels, 2, wanted)
+
+
+def _conv_backbone(channels: list[int]) -> nn.Module:
+    layers: list[nn.Module] = []
+    c_in = 3
+    for width in channels:
+        layers += [nn.Conv2d(c_in, width, 3, stride=2, padding=1), GroupNorm32(width), nn.SiLU()]
+        c_in = width
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def torchvision() -> ModuleType:
+    """torchvision, also beside a CPU build of torch.
+
+    PyPI's torchvision is compiled for CUDA. Beside a CPU torch its operators cannot load, and its import stops at
+    the missing schema of one of them, box suppression, which rfp never calls: declaring it is enough.
+    """
+    try:
+        import torchvision
+    except RuntimeError as e:
+        if "torchvision::nms" not in str(e):
+            raise
+        torch.library.define("torchvision::nms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        import torchvision
+        import torchvision.models
+    return torchvision
+
+
+def _resnet_weights(config: c.ResNetSaliencyNet, resnet: nn.Module) -> dict[str, Any]:
+    ways_out = (
+        'give the file with "weights" (--set saliency_net.weights=PATH), connect to the internet once, or train the '
+        'classifier from scratch with "pretrained": false'
+    )
+    if config.weights is None:
+        weights = torchvision().models.get_model_weights(config.backbone).DEFAULT
+        try:
+            state: dict[str, Any] = weights.get_state_dict(progress=False, check_hash=True)
+        except (OSError, RuntimeError) as e:
+            cache = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+            raise UsageError(
+                f"saliency_net: the ImageNet weights of {config.backbone} are not at {cache} and could not be "
+                f"downloaded from {weights.url} ({e}); {ways_out}"
+            ) from e
+        return state
+    path = Path(config.weights).expanduser()
+    if not path.is_file():
+        raise UsageError(f"saliency_net.weights: {path}: no such file; {ways_out}")
+    state = load_weights_file(path)
+    own = resnet.state_dict()
+    state = {k: own[k] if k.startswith("fc.") else v for k, v in state.items()}  # the ImageNet head is not used
+    if wrong := sorted(
+        k for k in own if k not in state and not k.startswith("fc.") and not k.endswith("num_batches_tracked")
+    ):
+        raise UsageError(
+            f"saliency_net.weights: {path} does not fit {config.backbone}: "
+            f"{len(wrong)} tensors missing, e.g. {wrong[0]}"
+        )
+    return own | {k: v for k, v in state.items() if k in own}
+
+
+def load_weights_file(path: Path) -> dict[str, Tensor]:
+    """A state dict from .safetensors, or from a .pt/.pth read without running code in it. Raises UsageError."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:  # damaged files raise a dozen kinds
+        raise UsageError(f"{path}: not a state dict that can be read safely: {str(e).splitlines()[0]}") from e
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UsageError(f"{path}: expected a state dict of tensors, found {type(state).__name__}")
+    return state
+
+
+def soft_cross_entropy(logits: Tensor, share: Tensor, smoothing: float) -> Tensor:
+    """Cross-entropy against soft labels: `share` [B] of domain 1 in each picture, then label smoothing."""
+    target = torch.stack([1 - share, share], dim=1) * (1 - smoothing) + smoothing / 2
+    return -(target * logits.log_softmax(dim=1)).sum(dim=1).mean()
+
+
+@torch.no_grad()
+def accuracy(net: SaliencyNet, domain0: Tensor, domain1: Tensor, batch: int = 64) -> float:
+    """Share of pictures put in their own domain, the mean of both domains. Inputs [N, 3, H, W] in [-1, 1]."""
+    net.eval()
+    right = [
+        torch.cat([net(x).argmax(dim=1) == label for x in images.split(batch)]).float().mean()
+        for label, images in enumerate((domain0, domain1))
+    ]
+    return float(torch.stack(right).mean())
+
+
+def require_features(value: float, threshold: float, steps: int) -> str | None:
+    """What to say when phase 1 ends by its bound: None if all is well, a warning, or TrainingError if h is blind."""
+    if value >= threshold:
+        return None
+    ways_out = "raise saliency_max_steps, lower saliency_accuracy_threshold, or look for pictures in the wrong folder"
+    if value < 0.75:
+        raise TrainingError(
+            f"saliency phase: after {steps} steps the classifier tells the domains apart in only {value:.1%} "
+            f"of held-out pictures (wanted {threshold:.1%}); its features would teach nothing. Set saliency_loss_weight "
+            f"to 0 to train without it; or {ways_out}"
+        )
+    return f"held-out accuracy {value:.1%} after {steps} steps, below {threshold:.1%}: going on with it ({ways_out})"

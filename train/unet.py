@@ -1,0 +1,165 @@
+"""The velocity field v(x_t, t) as a UNet: FiLM time conditioning, optional attention, zero-initialised output."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import UNetConfig
+
+
+def timestep_embedding(t: Tensor, channels: int) -> Tensor:
+    """Sinusoids of 1000·t: [B] in [0, 1] → [B, channels] (Vaswani et al. 2017, section 3.5)."""
+    half = channels // 2
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=t.device, dtype=torch.float32) / half)
+    angles = 1000 * t.float()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class GroupNorm32(nn.GroupNorm):
+    """Up to 32 groups of 8 or more channels, in float32: fewer channels a group would erase what a group says."""
+
+    def __init__(self, channels: int) -> None:
+        groups = max(g for g in range(1, 33) if channels % g == 0 and (channels // g >= 8 or g == 1))
+        super().__init__(groups, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float()).to(x.dtype)
+
+
+def norm(config: UNetConfig, channels: int) -> nn.Module:
+    return GroupNorm32(channels) if config.normalization == "GroupNorm32" else nn.GroupNorm(1, channels)
+
+
+def activation(config: UNetConfig) -> nn.Module:
+    kinds: dict[str, type[nn.Module]] = {"SiLU": nn.SiLU, "GELU": nn.GELU, "ReLU": nn.ReLU}
+    return kinds[config.activation]()
+
+
+def zero(module: nn.Conv2d) -> nn.Conv2d:
+    nn.init.zeros_(module.weight)
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
+    return module
+
+
+class ResBlock(nn.Module):
+    """x [B, C, H, W], time features [B, E] → [B, C', H, W]; time enters by FiLM (Perez et al. 2018)."""
+
+    def __init__(self, config: UNetConfig, c_in: int, c_out: int, emb: int) -> None:
+        super().__init__()
+        self.norm1, self.act = norm(config, c_in), activation(config)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.film = nn.Linear(emb, 2 * c_out)
+        self.norm2 = norm(config, c_out)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
+        if config.zero_res_blocks:
+            zero(self.conv2)
+        self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.conv1(self.act(self.norm1(x)))
+        scale, shift = self.film(emb)[:, :, None, None].chunk(2, dim=1)
+        h = self.norm2(h) * (1 + scale) + shift
+        h = self.conv2(self.act(h))
+        out: Tensor = self.skip(x) + h
+        return out
+
+
+class Attention(nn.Module):
+    """Self-attention over the H·W positions, added to its input; starts as the identity."""
+
+    def __init__(self, config: UNetConfig, channels: int) -> None:
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.norm = norm(config, channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = zero(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        qkv = self.qkv(self.norm(x)).view(b, 3, self.heads, c // self.heads, h * w).transpose(3, 4)
+        q, k, v = qkv.unbind(1)  # each [B, heads, H·W, C/heads]
+        a = F.scaled_dot_product_attention(q, k, v)
+        out: Tensor = x + self.out(a.transpose(2, 3).reshape(b, c, h, w))
+        return out
+
+
+class Level(nn.Module):
+    """One residual block, with attention where the config asks for it."""
+
+    def __init__(self, config: UNetConfig, c_in: int, c_out: int, emb: int, attention: bool) -> None:
+        super().__init__()
+        self.res = ResBlock(config, c_in, c_out, emb)
+        self.attention = Attention(config, c_out) if attention else nn.Identity()
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        out: Tensor = self.attention(self.res(x, emb))
+        return out
+
+
+class UNet(nn.Module):
+    """v(x_t, t): x [B, 3, H, W] and t [B] or [1] in [0, 1] → velocity [B, 3, H, W].
+
+    H and W must be multiples of `config.multiple`. A new net returns exactly 0 (zero-initialised output).
+    """
+
+    def __init__(self, config: UNetConfig, channels: int = 3) -> None:
+        super().__init__()
+        self.config = config
+        base, p = config.model_channels, config.patch_size
+        widths = [base * m for m in config.ch_mult]
+        attends = [p * 2**level in config.attention_resolutions for level in range(len(widths))]
+        emb = 4 * base
+        self.time = nn.Sequential(
+            nn.Linear(2 * (base // 2), emb), activation(config), nn.Linear(emb, emb), activation(config)
+        )
+        self.patch, self.unpatch = nn.PixelUnshuffle(p), nn.PixelShuffle(p)
+        self.stem = nn.Conv2d(channels * p * p, base, 3, padding=1)
+
+        self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
+        c, skips = base, []
+        for level, width in enumerate(widths):
+            blocks = nn.ModuleList()
+            for _ in range(config.num_res_blocks):
+                blocks.append(Level(config, c, width, emb, attends[level]))
+                c = width
+                skips.append(c)
+            self.down.append(blocks)
+            last = level == len(widths) - 1
+            self.shrink.append(nn.Identity() if last else nn.Conv2d(c, c, 3, stride=2, padding=1))
+
+        self.mid = nn.ModuleList([Level(config, c, c, emb, attends[-1]), Level(config, c, c, emb, False)])
+
+        self.up, self.grow = nn.ModuleList(), nn.ModuleList()
+        for level, width in reversed(list(enumerate(widths))):
+            blocks = nn.ModuleList()
+            for _ in range(config.num_res_blocks):
+                blocks.append(Level(config, c + skips.pop(), width, emb, attends[level]))
+                c = width
+            self.up.append(blocks)
+            self.grow.append(nn.Conv2d(c, c, 3, padding=1) if level else nn.Identity())
+
+        self.head = nn.Sequential(
+            norm(config, c), activation(config), zero(nn.Conv2d(c, channels * p * p, 3, padding=1))
+        )
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        emb = self.time(timestep_embedding(t, 2 * (self.config.model_channels // 2)))
+        h = self.stem(self.patch(x))
+        skips = []
+        for blocks, shrink in zip(self.down, self.shrink, strict=True):
+            for block in blocks:  # type: ignore[attr-defined]
+                h = block(h, emb)
+                skips.append(h)
+            h = shrink(h)
+        for block in self.mid:
+            h = block(h, emb)
+        for level, (blocks, grow) in enumerate(zip(self.up, self.grow, strict=True)):
+            for block in blocks:  # type: ignore[attr-defined]
+                h = block(torch.cat([h, skips.pop()], dim=1), emb)
+            if level < len(self.up) - 1:
+                h = grow(F.interpolate(h, scale_factor=2.0, mode="nearest"))
+        out: Tensor = self.unpatch(self.head(h))
+        return out

@@ -1,0 +1,137 @@
+"""Phase 2: the velocity field learns to follow x1 − x0, looked at through h."""
+
+import copy
+import math
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..runtime.euler import integrate
+from ..runtime.files import write_aside
+from ..runtime.pixels import to_uint8
+from . import checkpoint as ckpt
+from .config import RFPix2pixModel
+from .coupling import Pair, batches, embed, nearest, random_pairs, structure_pairs
+from .loss import Features, losses, measure_scales
+from .run import Interrupted, Run
+from .saliency import SaliencyNet
+from .unet import UNet
+
+
+def train_velocity(run: Run, saliency: SaliencyNet | None) -> None:
+    """Train v on `train_images` pairs; the averaged weights are what is sampled and exported.
+
+    Raises:
+        TrainingError: a loss is not finite.
+        Interrupted: after saving.
+    """
+    config, resumed = run.config, run.resumed
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.seed)
+        v = UNet(config.velocity_net).to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    ema = copy.deepcopy(v).requires_grad_(False).eval()
+    optimizer = torch.optim.AdamW(v.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    step = 0
+    if resumed and resumed.phase == "velocity":
+        v.load_state_dict(resumed.part("velocity_net" if run.resumed_state else "velocity_ema"))
+        ema.load_state_dict(resumed.part("velocity_ema"))
+        if run.resumed_state:
+            ckpt.restore_optimizer(optimizer, run.resumed_state)
+            step = resumed.step
+    if step >= config.steps:
+        run.report.note(f"already trained: step {step} of {config.steps}")
+        return
+    pairs, size, h = couple(run), config.train_batch_size, saliency.features if saliency else None
+    for x0, x1 in batches(run.domain0, run.domain1, pairs, size, step, config.steps, run.seed, config.horizontal_flip):
+        figures = velocity_step(run, v, h, optimizer, x0, x1, step)
+        average(ema, v, config.ema_decay, step)
+        step += 1
+        run.log("velocity", step, config.steps, figures)
+        if step % config.sample_every == 0 or step == config.steps:
+            write_samples(run, ema, step)
+        if run.stop.is_set() or step % config.checkpoint_every == 0 or step == config.steps:
+            nets = {"velocity_net": v, "velocity_ema": ema} | ({"saliency_net": saliency} if saliency else {})
+            tensors = {f"{name}.{k}": w for name, net in nets.items() for k, w in net.state_dict().items()}
+            run.save("velocity", step, tensors, ckpt.optimizer_tensors(optimizer), {})
+        if run.stop.is_set() and step < config.steps:
+            raise Interrupted
+
+
+def velocity_step(
+    run: Run, v: UNet, h: Features | None, optimizer: torch.optim.Optimizer, x0: Tensor, x1: Tensor, step: int
+) -> dict[str, Tensor | float]:
+    """One update of v on coupled pictures x0, x1 [B, 3, H, W]; returns the figures to log."""
+    config, size = run.config, len(x0)
+    x0, x1 = (x.to(run.device, memory_format=torch.channels_last) for x in (x0, x1))
+    t = sample_t(config, size, run.rng("velocity", step)).to(run.device)
+    n = config.train_minibatch_size
+    scales = measure_scales(h, x0, x1, t, n)
+    total = torch.zeros(2, device=run.device)
+    for a0, a1, s in zip(x0.split(n), x1.split(n), t.split(n), strict=True):
+        flow, saliency = losses(v, h, a0, a1, s, scales)
+        share = len(a0) / size
+        ((config.flow_loss_weight * flow + config.saliency_loss_weight * saliency) * share).backward()
+        total += torch.stack([flow, saliency]).detach() * share
+    norm = torch.nn.utils.clip_grad_norm_(v.parameters(), config.gradient_clip)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(config, step)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return {"flow": total[0], "saliency": total[1], "gradient": norm, "rate": learning_rate(config, step)}
+
+
+def couple(run: Run) -> Pair:
+    """The coupling that the config asks for."""
+    config, n0, n1 = run.config, len(run.domain0), len(run.domain1)
+    if not config.structure_pairing:
+        return random_pairs(n0, n1, run.seed)
+    run.report.note(f"structure pairing: embedding {n0} + {n1} pictures ({config.structure_embedder})")
+    e0, e1 = embed(run.domain0, config.structure_embedder), embed(run.domain1, config.structure_embedder)
+    k = config.structure_candidates
+    return structure_pairs(nearest(e0, e1, k), nearest(e1, e0, k), run.seed)
+
+
+def sample_t(config: RFPix2pixModel, n: int, rng: torch.Generator) -> Tensor:
+    """Times [n] in [0, 1]: uniform, or σ(N(0, 1)) (Esser et al. 2024, section 3.1) with some uniform ones mixed in."""
+    uniform = torch.rand(n, generator=rng)
+    if config.timestep_sampling == "uniform":
+        return uniform
+    normal = torch.randn(n, generator=rng).sigmoid()
+    return torch.where(torch.rand(n, generator=rng) < config.timestep_uniform_fraction, uniform, normal)
+
+
+def learning_rate(config: RFPix2pixModel, step: int) -> float:
+    """The rate of one step: a linear rise over `warmup_images`, then constant or a half cosine down to 1 %."""
+    seen = (step + 1) * config.train_batch_size
+    rise = min(1.0, seen / config.warmup_images) if config.warmup_images else 1.0
+    if config.learning_rate_schedule == "constant":
+        return config.learning_rate * rise
+    fall = 0.5 * (1 + math.cos(math.pi * step / config.steps))
+    return config.learning_rate * rise * (0.01 + 0.99 * fall)
+
+
+@torch.no_grad()
+def average(ema: UNet, v: UNet, decay: float, step: int) -> None:
+    """ema ← ema + (1 − d)·(v − ema), with d rising to `decay` so that the first weights are soon forgotten."""
+    d = min(decay, (1 + step) / (10 + step))
+    torch._foreach_lerp_(list(ema.parameters()), list(v.parameters()), 1 - d)
+
+
+@torch.no_grad()
+def translate(v: UNet, x: Tensor, steps: int, t0: float = 0.0, t1: float = 1.0) -> Tensor:
+    """Integrate the velocity net over pictures [B, 3, H, W] in [-1, 1] on the net's device."""
+    return integrate(lambda x, t: v(x, torch.full((1,), t, device=x.device)), x, steps, t0, t1)
+
+
+def write_samples(run: Run, ema: UNet, step: int) -> None:
+    """samples/step-N.png: input | output for the run's fixed pictures, by the averaged weights."""
+    x0 = run.samples()[0]
+    out = to_uint8(translate(ema, run.tensor(x0), run.config.num_inference_steps).cpu().numpy())
+    rows = [np.concatenate([a, b], axis=1) for a, b in zip(x0, out, strict=True)]
+    half = -(-len(rows) // 2)
+    rows += [np.full_like(rows[0], 255)] * (2 * half - len(rows))
+    grid = np.concatenate([np.concatenate(rows[:half]), np.concatenate(rows[half:])], axis=1)
+    with write_aside(run.folder / "samples" / f"step-{step:08d}.png") as partial:
+        Image.fromarray(grid).save(partial, format="PNG")
