@@ -1,5 +1,6 @@
 """uint8 pictures through the velocity: the path that images and video frames share."""
 
+import os
 import threading
 from typing import Literal
 
@@ -14,6 +15,18 @@ from .velocity import Velocity
 
 BATCH_PIXELS = 1 << 21
 """Pixels in a batch where no number was asked for: about 4 GB in a net that takes 1.85 kB a pixel."""
+
+
+def _most_pixels() -> int:
+    try:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # not a Unix
+        return MAX_PIXELS
+    return min(MAX_PIXELS, memory // 1024)
+
+
+MOST_PIXELS = _most_pixels()
+"""Pixels of the largest picture tried, at 1 kB a pixel: the system ends a command that takes all memory, unasked."""
 
 
 class Stopped(Exception):
@@ -73,14 +86,15 @@ class Flow:
         """The (width, height) in px at which a picture is translated: its short side at `size`, its aspect kept.
 
         Raises:
-            MediaError: that would be above MAX_PIXELS, as for a picture one pixel high.
+            MediaError: above MOST_PIXELS, as a panorama may be.
         """
-        if self._short is None:
-            return width, height
-        scale = self._short / min(width, height)
+        scale = 1.0 if self._short is None else self._short / min(width, height)
         fitted = max(1, round(width * scale)), max(1, round(height * scale))
-        if fitted[0] * fitted[1] > MAX_PIXELS:
-            raise MediaError(f"{width}×{height} px would become {fitted[0]}×{fitted[1]}; try a smaller --size")
+        if fitted[0] * fitted[1] > MOST_PIXELS:
+            raise MediaError(
+                f"{fitted[0]}×{fitted[1]} px are more than this machine's memory is sure to hold "
+                f"({MOST_PIXELS:,}); try a smaller --size"
+            )
         return fitted
 
     def batch(self, width: int, height: int) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from rfp.runtime import BundleError, UsageError, load_bundle, translate
+from rfp.runtime import flow as flow_module
 from rfp.runtime import images as images_module
 from rfp.runtime.media import discover, read_image
 
@@ -199,6 +200,13 @@ def test_options_out_of_range_are_refused(make, tmp_path, photos):
         translate(make(), [photos / "sub (a)/frame 0.PNG"], tmp_path / "out.mp4")
     with pytest.raises(BundleError):
         translate(tmp_path, [photos], tmp_path / "out")
+
+
+def test_a_picture_beyond_the_memory_fails_before_the_net_sees_it(make, tmp_path, photos, monkeypatch):
+    monkeypatch.setattr(flow_module, "MOST_PIXELS", 2000)
+    save(photos / "strip.png", picture(0, 2, 300))
+    report = translate(make(), [photos], tmp_path / "out")
+    assert len(report.done) == 5 and "4800×32 px" in report.failed[0].message
 
 
 def test_values_that_are_not_finite_fail_the_picture(make, tmp_path, photos):
