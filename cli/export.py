@@ -23,11 +23,7 @@ def export(
 
     A graph that does not agree with PyTorch is not kept, and the command exits with 1.
     """
-    from importlib.util import find_spec
-
-    require_train()
-    if missing := [m for m in ("onnx", "onnxscript") if find_spec(m) is None]:
-        raise MissingExtraError(f"exporting needs {', '.join(missing)}: pip install 'rfp[export]'")
+    require_export()
     from ..export.bundle import export_bundle
 
     parity = export_bundle(
@@ -43,3 +39,12 @@ def export(
         f"{output}: velocity.onnx, {parity.psnr:.1f} dB to PyTorch over {parity.steps} steps, "
         f"at most {parity.grey_levels} grey levels apart"
     )
+
+
+def require_export() -> None:
+    """Raise MissingExtraError where the packages for exporting are not installed."""
+    from importlib.util import find_spec
+
+    require_train()
+    if missing := [m for m in ("onnx", "onnxscript") if find_spec(m) is None]:
+        raise MissingExtraError(f"exporting needs {', '.join(missing)}: pip install 'rfp[export]'")

@@ -7,6 +7,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from ..runtime.errors import RfpError
+from .demo import demo
 from .export import export
 from .train import train
 from .translate import translate
@@ -44,6 +45,7 @@ def root() -> None:
 app.command()(train)
 app.command()(export)
 app.command()(translate)
+app.command()(demo)
 
 
 def main() -> None:
