@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: demo test check format clean-venv
+.PHONY: demo test check format docs
 demo: .venv/.installed
 	$(BIN)/rfp demo -o rfp-demo
 
@@ -16,6 +16,9 @@ check: .venv/.installed
 	rm -rf .venv/typed build && $(BIN)/pip install -q --no-deps --target .venv/typed . && rm -rf build
 	cd .venv/typed && MYPYPATH=. ../bin/mypy --config-file ../../pyproject.toml -p rfp
 	$(BIN)/python -m pytest tests/test_architecture.py
+
+docs: .venv/.installed
+	$(BIN)/python docs/generate.py
 
 format: .venv/.installed
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
