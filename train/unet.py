@@ -18,14 +18,14 @@ def timestep_embedding(t: Tensor, channels: int) -> Tensor:
 
 
 class GroupNorm32(nn.GroupNorm):
-    """Up to 32 groups of 8 or more channels, in float32: fewer channels a group would erase what a group says."""
+    """Up to 32 groups of 8 or more channels, in float32 at least: fewer channels a group would erase what one says."""
 
     def __init__(self, channels: int) -> None:
         groups = max(g for g in range(1, 33) if channels % g == 0 and (channels // g >= 8 or g == 1))
         super().__init__(groups, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.float()).to(x.dtype)
+        return super().forward(x.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype)
 
 
 def norm(config: UNetConfig, channels: int) -> nn.Module:
@@ -146,7 +146,7 @@ class UNet(nn.Module):
         )
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        emb = self.time(timestep_embedding(t, 2 * (self.config.model_channels // 2)))
+        emb = self.time(timestep_embedding(t, 2 * (self.config.model_channels // 2)).to(x.dtype))
         h = self.stem(self.patch(x))
         skips = []
         for blocks, shrink in zip(self.down, self.shrink, strict=True):

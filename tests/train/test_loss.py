@@ -1,0 +1,152 @@
+import copy
+
+import pytest
+import torch
+from rfp.runtime import integrate
+from rfp.train.config import ConvSaliencyNet, ResNetSaliencyNet
+from rfp.train.loss import interpolate, losses, measure_scales, see
+from rfp.train.saliency import build_saliency_net
+from rfp.train.unet import UNet
+from torch.func import functional_call, jacrev
+from trainings import tiny
+
+CONV = ConvSaliencyNet(channels=[8, 8], latent_channels=6)
+RESNET = ResNetSaliencyNet(backbone="resnet18", pretrained=False, latent_channels=6)
+
+
+def classifier(config):
+    torch.manual_seed(0)
+    return build_saliency_net(config, load_weights=False).double().eval().requires_grad_(False)
+
+
+def images(n, size=16, seed=1):
+    rng = torch.Generator().manual_seed(seed)
+    return [torch.rand(n, 3, size, size, generator=rng, dtype=torch.float64) * 2 - 1 for _ in range(2)]
+
+
+def velocity():
+    """A net that does something: a new one returns 0."""
+    torch.manual_seed(3)
+    net = UNet(tiny().velocity_net).double()
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    return net
+
+
+def close(a, b):
+    torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12 * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("config", [CONV, RESNET], ids=lambda c: c.type)
+def test_see_is_the_explicit_jacobian_times_u(config):
+    h, (xt, u) = classifier(config).features, images(2, 8)
+    jacobian = torch.stack([jacrev(lambda x: h(x[None])[0])(x) for x in xt])  # [B, D, 3, H, W]
+    close(see(h, xt, u), torch.einsum("bdchw,bchw->bd", jacobian, u))
+
+
+@pytest.mark.parametrize("config", [CONV, RESNET], ids=lambda c: c.type)
+def test_the_gradient_through_the_tangent_is_that_of_double_backward(config):
+    h, (xt, u) = classifier(config).features, images(2)
+    u.requires_grad_()
+    (forward,) = torch.autograd.grad(see(h, xt, u).square().sum(), u)
+    # J u is the derivative by w of ⟨J u, w⟩ = ⟨Jᵀ w, u⟩, which needs only reverse mode, twice.
+    x = xt.clone().requires_grad_()
+    features = h(x)
+    w = torch.zeros_like(features, requires_grad=True)
+    (jt_w,) = torch.autograd.grad(features, x, w, create_graph=True)
+    (ju,) = torch.autograd.grad(jt_w, w, u, create_graph=True)
+    (backward,) = torch.autograd.grad(ju.square().sum(), u)
+    close(forward, backward)
+
+
+def test_see_takes_pictures_in_any_layout():
+    h, (xt, u) = classifier(CONV).to(memory_format=torch.channels_last).features, images(2)
+    u.requires_grad_()
+    last = [x.to(memory_format=torch.channels_last) for x in (xt, u)]
+    close(see(h, *last), see(h, xt, u))
+    grads = [torch.autograd.grad(see(h, *pair).square().sum(), u)[0] for pair in (last, (xt, u))]
+    close(*grads)
+
+
+def test_see_computes_in_float32_under_autocast():
+    h, (xt, u) = build_saliency_net(CONV).requires_grad_(False).features, [x.float() for x in images(2)]
+    exact = see(h, xt, u)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(see(h, xt, u), exact)
+    assert see(h, xt.bfloat16(), u.bfloat16()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("n", [2, 5])
+def test_a_velocity_of_zero_gives_each_loss_the_value_1(n):
+    h, (x0, x1), t = classifier(CONV).features, images(n), torch.linspace(0, 1, n, dtype=torch.float64)
+    scales = measure_scales(h, x0, x1, t, 2)
+    close(torch.stack(losses(lambda x, t: torch.zeros_like(x), h, x0, x1, t, scales)), torch.ones(2).double())
+
+
+def test_the_flow_term_by_hand():
+    x0, x1 = torch.zeros(2, 1, 1, 2), torch.tensor([[[[1.0, 2.0]]], [[[3.0, 4.0]]]])
+    t = torch.tensor([0.25, 0.5])
+    assert interpolate(x0, x1, t).flatten().tolist() == [0.25, 0.5, 1.5, 2.0]
+    # ‖x1 − x0‖² = 5 and 25, their mean 15; v = x_t leaves .75·(1, 2) and .5·(3, 4): 2.8125 and 6.25.
+    flow, saliency = losses(lambda x, t: x, None, x0, x1, t, measure_scales(None, x0, x1, t, 1))
+    assert flow.item() == pytest.approx((2.8125 + 6.25) / 2 / 15, rel=1e-6) and saliency.item() == 0
+
+
+@pytest.mark.parametrize("term", [0, 1], ids=["flow", "saliency"])
+@pytest.mark.parametrize(("n", "minibatch"), [(4, 2), (5, 2), (5, 1)])
+def test_gradients_summed_over_minibatches_are_those_of_the_whole_batch(term, n, minibatch):
+    h, (x0, x1), t = classifier(CONV).features, images(n, 8), torch.linspace(0.1, 0.9, n, dtype=torch.float64)
+    whole = velocity()
+    parts = copy.deepcopy(whole)
+    losses(whole, h, x0, x1, t, measure_scales(h, x0, x1, t, n))[term].backward()
+    scales = measure_scales(h, x0, x1, t, minibatch)
+    for a0, a1, s in zip(x0.split(minibatch), x1.split(minibatch), t.split(minibatch), strict=True):
+        (losses(parts, h, a0, a1, s, scales)[term] * len(a0) / n).backward()
+    close(
+        torch.cat([p.grad.flatten() for p in parts.parameters()]),
+        torch.cat([p.grad.flatten() for p in whole.parameters()]),
+    )
+
+
+def test_the_saliency_term_does_not_move_the_classifier_and_moves_the_velocity():
+    h, (x0, x1), t = classifier(CONV), images(2, 8), torch.tensor([0.2, 0.7]).double()
+    v = velocity()
+    losses(v, h.features, x0, x1, t, measure_scales(h.features, x0, x1, t, 2))[1].backward()
+    assert all(p.grad is None for p in h.parameters())
+    assert sum(p.grad.abs().sum() for p in v.parameters()) > 0
+
+
+def test_the_gradient_flows_through_the_tangent_alone():
+    """x_t takes part in the loss as a constant: d/dθ of the loss by functional differences agrees."""
+    h, (x0, x1), t = classifier(CONV).features, images(2, 8), torch.tensor([0.2, 0.7]).double()
+    v = velocity()
+    scales = measure_scales(h, x0, x1, t, 2)
+    parameters = {k: p.detach() for k, p in v.named_parameters()}
+    way = {k: torch.randn(p.shape, generator=torch.Generator().manual_seed(5)).double() for k, p in parameters.items()}
+
+    def loss(p):
+        return losses(lambda x, t: functional_call(v, p, (x, t)), h, x0, x1, t, scales)[1]
+
+    loss({k: p.requires_grad_() for k, p in parameters.items()}).backward()
+    slope = sum((p.grad * way[k]).sum() for k, p in parameters.items())
+    step = 1e-6
+    ends = [loss({k: (p + sign * step * way[k]).detach() for k, p in parameters.items()}).item() for sign in (1, -1)]
+    assert slope.item() == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-6)
+
+
+def test_integrating_tensors_is_integrating_arrays():
+    x = images(2, 4)[0]
+    for t0, t1 in ((0.0, 1.0), (1.0, 0.0)):
+        tensor = integrate(lambda x, t: 3 * t**2 - x, x, 7, t0, t1)
+        array = integrate(lambda x, t: 3 * t**2 - x, x.numpy(), 7, t0, t1)
+        assert (tensor.numpy() == array).all()
+
+
+def test_euler_meets_the_cubic_and_the_exponential():
+    n = 8
+    assert integrate(lambda x, t: 3 * t**2, 0.0, n) == pytest.approx((n - 1) * (2 * n - 1) / (2 * n**2))
+    assert integrate(lambda x, t: x, 1.0, n) == pytest.approx((1 + 1 / n) ** n)
+    assert integrate(lambda x, t: 1.0, 5.0, 3, 1.0, 0.0) == pytest.approx(4.0)
+    x = torch.ones(2)
+    integrate(lambda x, t: x, x, 2)
+    assert x.tolist() == [1, 1]

@@ -1,0 +1,116 @@
+import pytest
+import torch
+from rfp.train.config import UNetConfig
+from rfp.train.unet import UNet, timestep_embedding
+
+SMALL = {"model_channels": 8, "ch_mult": [1, 2], "num_res_blocks": 1}
+ATTENTION = {"attention_resolutions": [2], "num_attention_heads": 4}
+
+
+def net(seed=0, random=True, **changes):
+    """A net with every weight drawn, so that nothing starts as zero."""
+    torch.manual_seed(seed)
+    v = UNet(UNetConfig(**(SMALL | changes))).eval()
+    for p in v.parameters() if random else ():
+        torch.nn.init.normal_(p, std=0.1)
+    return v.requires_grad_(False)
+
+
+def x(b=2, h=16, w=16):
+    return torch.rand(b, 3, h, w, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+T = torch.tensor([0.3, 0.8])
+
+
+@pytest.mark.parametrize("changes", [{}, ATTENTION, {"patch_size": 2}, {"zero_res_blocks": True}])
+def test_a_new_net_returns_exactly_0(changes):
+    assert not net(random=False, **changes)(x(), T).any()
+
+
+@pytest.mark.parametrize("changes", [{}, ATTENTION, {"patch_size": 4}, {"ch_mult": [1]}, {"ch_mult": [1, 1, 3]}])
+def test_any_height_and_width_that_are_multiples(changes):
+    v = net(**changes)
+    m = v.config.multiple
+    assert m == v.config.patch_size * 2 ** (len(v.config.ch_mult) - 1)
+    for h, w in ((m, m), (m, 3 * m), (4 * m, 2 * m)):
+        out = v(x(2, h, w), T)
+        assert out.shape == (2, 3, h, w) and out.isfinite().all() and out.any()
+
+
+@pytest.mark.parametrize("changes", [{}, ATTENTION])
+def test_one_time_for_the_batch_is_that_time_for_each(changes):
+    v = net(**changes)
+    torch.testing.assert_close(v(x(), torch.full((1,), 0.3)), v(x(), torch.full((2,), 0.3)))
+
+
+@pytest.mark.parametrize("changes", [{}, ATTENTION])
+def test_pictures_of_a_batch_do_not_see_each_other(changes):
+    v = net(**changes)
+    torch.testing.assert_close(v(x(), T)[1:], v(x()[1:], T[1:]))
+
+
+def test_the_output_depends_on_t_from_the_first_steps_of_training_on():
+    torch.manual_seed(0)
+    v = UNet(UNetConfig(**SMALL))
+    optimizer = torch.optim.AdamW(v.parameters(), lr=0.01)
+    for _ in range(2):  # the first step moves only the zero-initialised output
+        (v(x(), T) - T[:, None, None, None]).square().mean().backward()
+        optimizer.step()
+        assert v.down[0][0].res.film.weight.grad is not None
+        optimizer.zero_grad()
+    early, late = (v(x(), torch.full((2,), t)) for t in (0.1, 0.9))
+    assert (early - late).abs().mean() > 1e-3
+
+
+def test_every_block_is_conditioned_on_t():
+    v = net()
+    for name, block in v.named_modules():
+        if name.endswith("film"):
+            before = v(x(), T)
+            block.weight.zero_()
+            assert not torch.equal(v(x(), T), before), name
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model_channels", 16),
+        ("ch_mult", [1, 4]),
+        ("num_res_blocks", 2),
+        ("normalization", "LayerNorm"),
+        ("activation", "GELU"),
+        ("activation", "ReLU"),
+        ("zero_res_blocks", True),
+        ("attention_resolutions", [1]),
+        ("num_attention_heads", 2),
+        ("patch_size", 2),
+    ],
+)
+def test_every_key_changes_the_net(key, value):
+    base = {"model_channels": 16} | (ATTENTION if key == "num_attention_heads" else {})  # 16 channels: two groups
+    base = base | ({"model_channels": 32} if key == "model_channels" else {})
+    random = key != "zero_res_blocks"  # says how a net starts
+    one, other = net(random=random, **base), net(random=random, **(base | {key: value}))
+    if not random:
+        assert other.down[0][0].res.conv2.weight.abs().sum() == 0 < one.down[0][0].res.conv2.weight.abs().sum()
+        return
+    assert not torch.equal(one(x(), T), other(x(), T))
+
+
+def test_every_key_is_tried_above():
+    (mark,) = (m for m in test_every_key_changes_the_net.pytestmark if m.name == "parametrize")
+    assert {key for key, _ in mark.args[1]} == set(UNetConfig.model_fields) - {"type"}
+
+
+def test_the_time_embedding_is_sinusoids_of_1000_t():
+    e = timestep_embedding(torch.tensor([0.0, 0.5]), 4)
+    angles = torch.tensor([500.0, 5.0])
+    torch.testing.assert_close(e[0], torch.tensor([1.0, 1.0, 0.0, 0.0]))
+    torch.testing.assert_close(e[1], torch.cat([angles.cos(), angles.sin()]))
+
+
+def test_a_float64_net_computes_in_float64():
+    v = net(**ATTENTION).double()
+    assert v(x().double(), T).dtype == torch.float64
+    torch.testing.assert_close(v(x().double(), T).float(), net(**ATTENTION)(x(), T), rtol=1e-3, atol=1e-5)
