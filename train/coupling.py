@@ -6,6 +6,7 @@
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,8 @@ Pair = Callable[[int], tuple[int, int]]
 Indices = npt.NDArray[np.int64]
 
 EMBED_SIZE = 64
+CHUNK = 2**25
+"""Similarities in memory at once."""
 
 
 def foreground(x: Tensor) -> Tensor:
@@ -62,20 +65,20 @@ def nearest(a: Tensor, b: Tensor, k: int) -> Indices:
     In chunks: never N×M in memory.
     """
     k = min(k, len(b))
-    rows = max(1, 2**25 // len(b))
+    rows = max(1, CHUNK // len(b))
     return torch.cat([(chunk @ b.T).topk(k, dim=1).indices for chunk in a.split(rows)]).numpy()
 
 
 def shuffled(n: int, *seed: int) -> Callable[[int], int]:
     """The k-th draw of an endless sequence of epochs, each a permutation of n: a function of (seed, k)."""
-    epochs: dict[int, Indices] = {}
+
+    @lru_cache(maxsize=4)  # threads that read ahead draw from neighbouring epochs at once
+    def order(epoch: int) -> Indices:
+        return np.random.default_rng([*seed, epoch]).permutation(n)
 
     def draw(k: int) -> int:
         epoch, place = divmod(k, n)
-        if epoch not in epochs:
-            epochs.pop(epoch - 2, None)
-            epochs[epoch] = np.random.default_rng([*seed, epoch]).permutation(n)
-        return int(epochs[epoch][place])
+        return int(order(epoch)[place])
 
     return draw
 

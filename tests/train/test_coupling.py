@@ -1,0 +1,173 @@
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from rfp.train import coupling
+from rfp.train.coupling import (
+    EMBEDDERS,
+    batches,
+    embed,
+    nearest,
+    random_pairs,
+    shuffled,
+    structure_pairs,
+)
+from rfp.train.domains import Crop, open_domain
+from trainings import draw_domains, noisy
+
+
+@pytest.fixture
+def domains(tmp_path):
+    return [open_domain([folder], 16) for folder in draw_domains(tmp_path)]
+
+
+def unit(n, d, seed):
+    return F.normalize(torch.randn(n, d, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+@pytest.mark.parametrize("chunk", [1, 20, 200, 2**25])
+@pytest.mark.parametrize("k", [1, 4, 99])
+def test_nearest_is_brute_force_whatever_the_chunks(monkeypatch, chunk, k):
+    monkeypatch.setattr(coupling, "CHUNK", chunk)
+    a, b = unit(13, 5, 0), unit(17, 5, 1)
+    wanted = np.argsort(-(a.double() @ b.double().T).numpy(), axis=1)[:, :k]
+    assert (nearest(a, b, k) == wanted).all()
+
+
+def test_a_shuffle_is_a_permutation_each_epoch_and_a_function_of_seed_and_k():
+    draw = shuffled(7, 3, 0)
+    epochs = [[draw(7 * e + i) for i in range(7)] for e in range(6)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs) and len({tuple(e) for e in epochs}) > 3
+    again = shuffled(7, 3, 0)
+    assert [again(k) for k in reversed(range(42))] == [draw(k) for k in reversed(range(42))]
+    assert [shuffled(7, 4, 0)(k) for k in range(42)] != [draw(k) for k in range(42)]
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_threads_draw_far_apart_epochs_at_once(n):
+    """A domain of one picture begins an epoch with each pair, and batches draw many pairs at the same time."""
+    draw, wanted = shuffled(n, 0), [shuffled(n, 0)(k) for k in range(3000)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(draw, range(3000))) == wanted
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def test_random_pairs_go_through_each_domain_by_itself():
+    pair = random_pairs(4, 6, 0)
+    drawn = [pair(k) for k in range(24)]
+    assert sorted(i for i, _ in drawn) == sorted(list(range(4)) * 6)
+    assert sorted(j for _, j in drawn) == sorted(list(range(6)) * 4)
+    assert drawn == [random_pairs(4, 6, 0)(k) for k in range(24)] != [random_pairs(4, 6, 1)(k) for k in range(24)]
+    assert len({random_pairs(50, 50, 0)(k) for k in range(500)}) > 400  # not one fixed pairing
+
+
+def test_structure_pairs_are_neighbours_and_leave_no_picture_out():
+    a, b = unit(5, 4, 0), unit(9, 4, 1)
+    near1, near0 = nearest(a, b, 2), nearest(b, a, 2)
+    pair = structure_pairs(near1, near0, 0)
+    drawn = [pair(k) for k in range(2 * 45)]
+    assert {i for i, _ in drawn} == set(range(5)) and {j for _, j in drawn} == set(range(9))
+    assert all(j in near1[i] if k % 2 == 0 else i in near0[j] for k, (i, j) in enumerate(drawn))
+    assert {j for k, (i, j) in enumerate(drawn) if k % 2 == 0 and i == 0} == set(near1[0])  # each candidate comes
+    # Half of the pairs start from each domain, each in epochs.
+    assert sorted(i for i, _ in drawn[0:10:2]) == list(range(5))
+    assert sorted(j for _, j in drawn[1:18:2]) == list(range(9))
+    assert [structure_pairs(near1, near0, 0)(k) for k in (77, 3)] == [drawn[77], drawn[3]]
+
+
+@pytest.mark.parametrize("name", EMBEDDERS)
+def test_embeddings_are_unit_vectors_in_the_order_of_the_pictures(domains, name, monkeypatch):
+    whole = embed(domains[0], name)
+    torch.testing.assert_close(whole.norm(dim=1), torch.ones(len(domains[0])))
+    torch.testing.assert_close(embed(domains[0], name, batch=2), whole)
+    assert (nearest(whole, whole, 1)[:, 0] == np.arange(len(whole))).all()
+
+
+def disc(place, colour, ground, tmp_path, name):
+    y, x = np.mgrid[:64, :64]
+    inside = (y - place[0]) ** 2 + (x - place[1]) ** 2 < 144
+    pixels = np.where(inside[..., None], colour, ground).astype(np.uint8)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    Image.fromarray(pixels).save(tmp_path / name)
+
+
+def test_foreground_finds_the_same_shape_in_other_colours_and_thumbnail_the_same_colours(tmp_path):
+    places = [(16, 16), (16, 48), (48, 16), (48, 48)]
+    for i, place in enumerate(places):
+        disc(place, (200, 30, 30), (240, 240, 240), tmp_path, f"a/{i}.png")
+        disc(place, (90, 250, 250), (20, 20, 60), tmp_path, f"b/{3 - i}.png")
+        disc(place, (220, 60, 40), (230, 250, 250), tmp_path, f"c/{3 - i}.png")
+    a, b, c = (open_domain([tmp_path / n], 16) for n in "abc")
+    assert nearest(embed(a, "foreground"), embed(b, "foreground"), 1)[:, 0].tolist() == [3, 2, 1, 0]
+    assert nearest(embed(a, "thumbnail"), embed(c, "thumbnail"), 1)[:, 0].tolist() == [3, 2, 1, 0]
+
+
+def test_a_flat_picture_has_an_embedding_too():
+    for embedder in EMBEDDERS.values():
+        assert embedder(torch.full((1, 3, 64, 64), 0.5)).isfinite().all()
+
+
+def test_both_pictures_of_a_pair_get_the_same_crop_and_mirroring(tmp_path):
+    (tmp_path / "d").mkdir()
+    Image.fromarray(noisy(128, 1, (30, 22))).save(tmp_path / "d" / "a.png")
+    domain = open_domain([tmp_path / "d"], 16)
+    pictures = set()
+    for x0, x1 in batches(domain, domain, random_pairs(1, 1, 0), 6, 0, 3, 0, flip=True):
+        assert torch.equal(x0, x1)
+        pictures |= {tuple(x.flatten().tolist()) for x in x0}
+    assert len(pictures) == 18  # each pair has a crop of its own
+
+
+def test_half_of_the_pairs_are_mirrored_and_none_without_flip(tmp_path):
+    (tmp_path / "d").mkdir()
+    slope = np.repeat(np.linspace(0, 255, 32).astype(np.uint8)[None, :, None], 32, 0).repeat(3, 2)
+    Image.fromarray(slope).save(tmp_path / "d" / "a.png")
+    domain = open_domain([tmp_path / "d"], 16)
+    for flip in (True, False):
+        x, _ = next(iter(batches(domain, domain, random_pairs(1, 1, 0), 64, 0, 1, 0, flip)))
+        mirrored = (x[..., 0] > x[..., -1]).all(dim=(1, 2)).sum().item()
+        assert 20 < mirrored < 44 if flip else mirrored == 0
+
+
+def test_batches_are_the_same_when_started_in_the_middle(domains):
+    pair = random_pairs(len(domains[0]), len(domains[1]), 5)
+    whole = list(batches(*domains, pair, 5, 0, 6, 5, True))
+    for start in (0, 1, 4, 6):
+        rest = list(batches(*domains, pair, 5, start, 6, 5, True))
+        assert len(rest) == 6 - start
+        for (a0, a1), (b0, b1) in zip(rest, whole[start:], strict=True):
+            assert torch.equal(a0, b0) and torch.equal(a1, b1)
+    assert not torch.equal(next(iter(batches(*domains, pair, 5, 0, 1, 6, True)))[0], whole[0][0])
+
+
+def test_pair_k_is_the_k_th_picture_of_the_batches(domains):
+    pair = random_pairs(len(domains[0]), len(domains[1]), 5)
+    x0, x1 = list(batches(*domains, pair, 4, 0, 3, 5, False))[2]
+    for place in range(4):
+        i, j = pair(2 * 4 + place)
+        crop = Crop.draw(np.random.default_rng([5, 3, 8 + place]), False)
+        for x, domain, index in ((x0, domains[0], i), (x1, domains[1], j)):
+            wanted = domain.crop(index, crop) / 127.5 - 1
+            np.testing.assert_allclose(x[place].permute(1, 2, 0).numpy(), wanted, atol=1e-6)
+
+
+def test_no_more_than_depth_batches_are_read_ahead(domains):
+    begun = []
+
+    def pair(k):
+        begun.append(k)
+        return 0, 0
+
+    stream = batches(*domains, pair, 4, 0, 100, 0, True, depth=2)
+    next(stream)
+    assert len(begun) <= 3 * 4
+    stream.close()
+    assert len(begun) <= 3 * 4
