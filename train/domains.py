@@ -6,6 +6,7 @@ Nothing here depends on how often or in which order pictures are read: crop k is
 import hashlib
 import os
 import threading
+import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from PIL import Image
 
 from ..runtime.errors import MediaError, UsageError
 from ..runtime.files import write_aside
+from ..runtime.frames import open_video, upright
 from ..runtime.media import IMAGE_FORMATS, MAX_PIXELS, Media, discover, read_image
 from ..runtime.pixels import Uint8
 
@@ -136,12 +138,13 @@ def open_domain(
 
     Raises:
         UsageError: nothing there, nothing readable, or no picture at all. Before any training.
-        MediaError: an archive that cannot be opened.
     """
-    found = discover(inputs)
+    bad: list[MediaError] = []
+    found = discover(inputs, bad.append)
     name = Path(inputs[0]).resolve().stem
-    domain = Domain(name, [], size, cache_bytes=cache_bytes)
-    with ThreadPoolExecutor(WORKERS) as pool:
+    domain = Domain(name, [], size, [str(e) for e in bad], cache_bytes)
+    with ThreadPoolExecutor(WORKERS) as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of odd metadata and of sizes below the limit here
         problems = list(pool.map(_header_problem, found))
     for media, problem in zip(found, problems, strict=True):
         if problem is None and media.kind == "image":
@@ -157,7 +160,8 @@ def open_domain(
         if problem is not None:
             domain.skipped.append(problem)
     if not domain.items:
-        raise UsageError(f"{inputs[0]}: none of its {len(found)} files can be read; first: {domain.skipped[0]}")
+        count = len(found) + len(bad)
+        raise UsageError(f"{inputs[0]}: none of its {count} files can be read; first: {domain.skipped[0]}")
     domain.read(0)  # raises if not a single picture decodes
     return domain
 
@@ -212,17 +216,16 @@ def _write_frames(media: Media, size: int, folder: Path, stem: str) -> Path:
     with write_aside(folder / f"{stem}.rgb") as partial, partial.open("wb") as out, media.open() as stream:
         target = (0, 0)
         try:
-            with av.open(stream, "r") as container:
-                for frame in container.decode(video=0):
-                    pixels = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+            with open_video(media, stream) as (container, video):
+                for frame in container.decode(video):
+                    pixels = upright(frame)
                     if not count:
                         h, w = pixels.shape[:2]
                         scale = min(1.0, 1.25 * size / min(h, w))
                         target = (round(w * scale), round(h * scale))
-                    image = Image.fromarray(np.ascontiguousarray(pixels))
-                    out.write(image.resize(target, Image.Resampling.LANCZOS).tobytes())
+                    out.write(Image.fromarray(pixels).resize(target, Image.Resampling.LANCZOS).tobytes())
                     count += 1
-        except (av.FFmpegError, IndexError, ValueError) as e:
+        except (av.FFmpegError, OSError, ValueError) as e:
             problem = str(e)  # frames before the damage are good
         if not count:
             raise MediaError(f"{media}: no frame can be decoded: {problem or 'it holds none'}")
