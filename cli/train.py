@@ -34,7 +34,9 @@ def train(
     runs: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
     dev: Annotated[bool, typer.Option("--dev", help="Small batches, frequent samples and logs.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    seed: Annotated[int, typer.Option(min=0, help="Of every random draw.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**63 - 1, help="Of every random draw; 0, or that of --checkpoint.")
+    ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. velocity_net.model_channels=64; repeatable.")
     ] = None,
@@ -86,7 +88,7 @@ def resolve(
     runs: Path,
     dev: bool,
     device: str,
-    seed: int,
+    seed: int | None,
     overrides: list[str] | None,
 ) -> "Job":
     """What the options ask for. Raises UsageError, ConfigError, CheckpointError."""
@@ -94,14 +96,13 @@ def resolve(
     from ..train.config import load_config
     from ..train.run import Job, default_run_id, read_run
 
-    start, folder, before = None, None, {}
+    start, folder, before = None, None, dict[str, Any]()
     if checkpoint is not None:
         start = ckpt.find(checkpoint)
         if start.parent.name == "checkpoints":
             before = read_run(start.parent.parent)
-            seed = before["seed"]
             folder = start.parent.parent if run_id is None else None
-        if folder and ckpt.checkpoints(folder)[-1] != start:
+        if folder and start in (found := ckpt.checkpoints(folder)) and start != found[-1]:
             raise UsageError(
                 f"{folder} has a newer checkpoint than {start.name}; give --run-id NEW to branch off from this one"
             )
@@ -112,6 +113,7 @@ def resolve(
         settings = ckpt.load(start).config
         if overrides or dev:
             settings = load_config_over(settings, overrides, dev, str(start))
+    seed = before.get("seed", 0) if seed is None else seed
     inputs = []
     for name, given in (("domain0", domain0), ("domain1", domain1)):
         paths = given or [Path(p) for p in before.get(name, [])]

@@ -69,12 +69,19 @@ def fit(build: Callable[[], Net], state: Tensors) -> Net:
     """
     with torch.device("meta"):
         net = build()
+    adopt(net, state, assign=True)
+    return net.requires_grad_(False).eval()
+
+
+def adopt(net: nn.Module, state: Tensors, assign: bool = False) -> None:
+    """Give a net all of its tensors: copied, or with `assign` as they are. Raises CheckpointError if one differs."""
     wanted = net.state_dict()
-    wrong = sorted(set(wanted) ^ set(state)) or sorted(k for k in wanted if wanted[k].shape != state[k].shape)
+    wrong = sorted(set(wanted) ^ set(state)) or sorted(
+        k for k, w in wanted.items() if (w.shape, w.dtype) != (state[k].shape, state[k].dtype)
+    )
     if wrong:
         raise CheckpointError(f"the checkpoint's tensors do not fit its config: {len(wrong)} differ, e.g. {wrong[0]}")
-    net.load_state_dict(state, assign=True)
-    return net.requires_grad_(False).eval()
+    net.load_state_dict(state, assign=assign)
 
 
 def state_path(path: Path) -> Path:
@@ -113,14 +120,14 @@ def load(path: Path) -> Checkpoint:
         zero, one = (str(d) for d in about["domains"])
         return Checkpoint(
             validate(about["config"], f"the config inside {path}"),
-            str(about["phase"]),
+            PHASES[PHASES.index(about["phase"])],
             int(about["step"]),
             int(about["seed"]),
             (zero, one),
             tensors,
             {str(k): float(v) for k, v in about["metrics"].items()},
         )
-    except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as e:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, ConfigError) as e:
         raise CheckpointError(f"{path}: its description is damaged: {e}") from e
 
 
@@ -134,7 +141,9 @@ def _read(path: Path) -> tuple[Tensors, str | None]:
         raise CheckpointError(f"{path}: no such file")
     try:
         with safe_open(path, framework="pt") as f:
-            return {k: f.get_tensor(k) for k in f.keys()}, (f.metadata() or {}).get("rfp")  # noqa: SIM118
+            # Copies, as aligned as tensors of torch's own: kernels round differently on the file's odd addresses.
+            tensors = {k: f.get_tensor(k).clone() for k in f.keys()}  # noqa: SIM118
+            return tensors, (f.metadata() or {}).get("rfp")
     except (SafetensorError, OSError, ValueError) as e:
         raise CheckpointError(f"{path}: not a readable safetensors file: {e}") from e
 
@@ -176,13 +185,16 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
     """The reverse of `optimizer_tensors`. Raises CheckpointError where the shapes differ."""
     state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith("optimizer."):
-            _, index, name = key.split(".")
-            state.setdefault(int(index), {})[name] = value
     groups = optimizer.state_dict()["param_groups"]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    shapes = dict(enumerate(p.shape for p in parameters))  # parameters that never had a gradient have no moments
-    if any(entry["exp_avg"].shape != shapes.get(i) for i, entry in state.items()):
+    try:
+        for key, value in tensors.items():
+            _, index, name = key.split(".")
+            state.setdefault(int(index), {})[name] = value
+        # Parameters that never had a gradient have no moments.
+        same = all(e[m].shape == parameters[i].shape for i, e in state.items() for m in ("exp_avg", "exp_avg_sq"))
+    except (ValueError, KeyError, IndexError):
+        same = False
+    if not same:
         raise CheckpointError("the training state beside the checkpoint is of another net")
     optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -62,7 +62,7 @@ def memory(config: RFPix2pixModel, velocity: UNet, saliency: nn.Module | None) -
     x = torch.empty(1, 3, side, side, device="meta")
     activations = saved_bytes(lambda: velocity(x, torch.empty(1, device="meta")))
     if saliency:  # forward mode keeps the primal and what the tangent's gradient needs
-        activations += 2 * saved_bytes(lambda: saliency(x))
+        activations += 2 * saved_bytes(lambda: saliency.eval()(x))
     fixed = 5 * 4 * parameters(velocity) + (4 * parameters(saliency) if saliency else 0)
     return fixed + n * activations
 

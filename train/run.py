@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..runtime.errors import CheckpointError, TrainingError, UsageError
+from ..runtime.errors import CheckpointError, ConfigError, TrainingError, UsageError
 from ..runtime.files import write_json, write_text
 from ..runtime.pixels import Uint8, to_float
 from . import checkpoint as ckpt
@@ -64,7 +64,7 @@ class Job:
     seed: int = 0
     device: str = "auto"
     start: Path | None = None
-    """A checkpoint to go on from; without one, the newest in `folder`."""
+    """A checkpoint to go on from as long as `folder` has none of its own."""
 
 
 @dataclass
@@ -81,7 +81,7 @@ class Run:
     resumed: ckpt.Checkpoint | None = None
     resumed_state: ckpt.Tensors = field(default_factory=dict)
     stop: threading.Event = field(default_factory=threading.Event)
-    _clock: tuple[float, int] = (0.0, 0)
+    _clock: tuple[str, float, int] = ("", 0.0, 0)
 
     def rng(self, phase: str, step: int) -> torch.Generator:
         """The draws of one step: a function of (seed, phase, step), so there is no state that could be lost."""
@@ -105,11 +105,11 @@ class Run:
         if step % self.config.log_every and step != steps:
             self.report.step(phase, step, steps, {})
             return
-        now, (then, before) = time.monotonic(), self._clock
+        now, (timed, then, before) = time.monotonic(), self._clock
         values = {name: float(value) for name, value in metrics.items()}
-        if 0 < before < step:
+        if timed == phase:
             values["images_per_second"] = (step - before) * self.config.train_batch_size / (now - then)
-        self._clock = (now, step)
+        self._clock = (phase, now, step)
         if not all(np.isfinite(v) for v in values.values()):
             raise TrainingError(
                 f"{phase} phase, step {step}: a loss is not finite ({values}); try a lower learning rate"
@@ -169,11 +169,13 @@ def open_run(job: Job, report: Reporter) -> Run:
         UsageError, CheckpointError, MediaError: before any work.
     """
     device = pick_device(job.device)
-    start = job.start or next(iter(ckpt.checkpoints(job.folder)[::-1]), None)
+    start = next(iter(ckpt.checkpoints(job.folder)[::-1]), job.start)
     resumed = ckpt.load(start) if start else None
     state = ckpt.load_state(start) if start and ckpt.state_path(start).is_file() else {}
     if (job.folder / "config.json").is_file():
         _same_training(job)
+    if resumed:
+        _same_nets(resumed, job.config, f"{start}")
     domains = []
     for inputs in (job.inputs0, job.inputs1):
         cache = job.config.cache_megabytes << 20
@@ -200,12 +202,30 @@ def _same_training(job: Job) -> None:
         raise UsageError(f"{job.folder} was trained with --seed {about.get('seed')}; give that, or another --run-id")
 
 
+def _same_nets(resumed: ckpt.Checkpoint, config: RFPix2pixModel, where: str) -> None:
+    """A checkpoint's weights go only into nets like its own. A finished classifier may teach any velocity net."""
+    velocity = resumed.phase == "velocity" and config.velocity_net != resumed.config.velocity_net
+    saliency = config.saliency_loss_weight and config.saliency_net != resumed.config.saliency_net
+    if velocity or saliency:
+        raise UsageError(
+            f"{where}: its {'velocity_net' if velocity else 'saliency_net'} is not the config's; "
+            "give the config that it has, or start anew without --checkpoint"
+        )
+    if config.saliency_loss_weight and resumed.phase == "velocity" and not resumed.part("saliency_net"):
+        raise UsageError(f"{where}: holds no classifier; go on with --set saliency_loss_weight=0, or start anew")
+
+
 def read_run(folder: Path) -> dict[str, Any]:
     """run.json: which folders a run was trained on, and its seed. Raises CheckpointError."""
     path = folder / "run.json"
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; name the domains with --domain0 and --domain1")
-    return parse_json(path.read_text(encoding="utf-8"), str(path))
+    try:
+        about = parse_json(path.read_text(encoding="utf-8"), str(path))
+        zero, one = ([str(p) for p in about[name]] for name in ("domain0", "domain1"))
+        return {"domain0": zero, "domain1": one, "seed": int(about["seed"])}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, ConfigError) as e:
+        raise CheckpointError(f"{path}: cannot be read: {e!r}") from e
 
 
 def train(job: Job, report: Reporter) -> Path:

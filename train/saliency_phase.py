@@ -33,13 +33,14 @@ def train_saliency(run: Run) -> SaliencyNet:
         return net.to(run.device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
-        net = build_saliency_net(config.saliency_net, load_weights=not run.resumed_state)
-    net = net.to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        net = build_saliency_net(config.saliency_net, load_weights=not resumed)
+    net = net.to(run.device)
     optimizer = torch.optim.AdamW(net.parameters(), lr=config.saliency_learning_rate)
     step, reached = 0, 0.0
     frozen = net.pretrained
+    if resumed:
+        ckpt.adopt(net, resumed.part("saliency_net"))
     if resumed and run.resumed_state:
-        net.load_state_dict(resumed.part("saliency_net"))
         ckpt.restore_optimizer(optimizer, run.resumed_state)
         step, reached, frozen = resumed.step, resumed.metrics["accuracy"], bool(resumed.metrics["frozen"])
 
@@ -68,8 +69,10 @@ def train_saliency(run: Run) -> SaliencyNet:
             if frozen and reached >= config.saliency_warmup_threshold:
                 frozen = False
             elif reached >= config.saliency_accuracy_threshold:
-                break
+                bound = step
         run.log("saliency", step, bound, {"loss": loss, "accuracy": reached})
+        if step == bound:
+            break
         if run.stop.is_set():
             save(done=False)
             raise Interrupted
@@ -79,6 +82,8 @@ def train_saliency(run: Run) -> SaliencyNet:
         run.report.note(warning)
     run.report.note(f"classifier: {reached:.1%} of held-out pictures right after {step} steps")
     save(done=True)
+    if run.stop.is_set():
+        raise Interrupted
     net.requires_grad_(False).eval()
     return net
 
@@ -92,11 +97,10 @@ def _step(run: Run, net: SaliencyNet, optimizer: torch.optim.Optimizer, x0: Tens
     mixed = (1 - a)[:, None, None, None] * torch.cat([x0, x0]) + a[:, None, None, None] * torch.cat([x1, x1])
     x, share = torch.where(blend[:, None, None, None], mixed, x), torch.where(blend, a, share)
     order = torch.randperm(len(x), generator=rng)  # each minibatch sees both domains
-    x, share = x[order].to(run.device, memory_format=torch.channels_last), share[order].to(run.device)
+    x, share = x[order].to(run.device), share[order].to(run.device)
     total = torch.zeros((), device=run.device)
-    for part, target in zip(
-        x.split(config.train_minibatch_size), share.split(config.train_minibatch_size), strict=True
-    ):
+    parts = -(-len(x) // config.train_minibatch_size)  # of even sizes: BatchNorm cannot learn from a remainder of one
+    for part, target in zip(x.tensor_split(parts), share.tensor_split(parts), strict=True):
         logits = net(augment(part, config.saliency_augmentations, rng))
         loss = soft_cross_entropy(logits, target, config.saliency_label_smoothing) * (len(part) / len(x))
         loss.backward()

@@ -35,8 +35,8 @@ def train_velocity(run: Run, saliency: SaliencyNet | None) -> None:
     optimizer = torch.optim.AdamW(v.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     step = 0
     if resumed and resumed.phase == "velocity":
-        v.load_state_dict(resumed.part("velocity_net" if run.resumed_state else "velocity_ema"))
-        ema.load_state_dict(resumed.part("velocity_ema"))
+        ckpt.adopt(v, resumed.part("velocity_net" if run.resumed_state else "velocity_ema"))
+        ckpt.adopt(ema, resumed.part("velocity_ema"))
         if run.resumed_state:
             ckpt.restore_optimizer(optimizer, run.resumed_state)
             step = resumed.step

@@ -1,0 +1,291 @@
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from PIL import Image
+from rfp.runtime import CheckpointError, TrainingError, UsageError
+from rfp.train import checkpoint as ckpt
+from rfp.train.plan import plan
+from rfp.train.run import Interrupted, Job, train
+from trainings import TINY, Listener, assert_same, draw_domains, finish, job, tiny
+
+STRUCTURE = {"structure_pairing": True, "structure_candidates": 2}
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """Two domains, and a training of them that nobody interrupted: 6 steps of phase 1, 6 of phase 2."""
+    work = tmp_path_factory.mktemp("ünï [cödé]")
+    draw_domains(work)
+    finish(job(work, "whole"))
+    return work
+
+
+def stop_at(*moments):
+    """A reporter that presses Ctrl-C after the given steps."""
+
+    def press(phase, step):
+        if (phase, step) in moments:
+            signal.raise_signal(signal.SIGINT)
+
+    return Listener(press)
+
+
+def interrupted(job, *moments):
+    listener = stop_at(*moments)
+    with pytest.raises(Interrupted):
+        train(job, listener)
+    return listener
+
+
+def test_a_run_folder_holds_what_it_says(work):
+    run = work / "whole"
+    assert sorted(p.name for p in run.iterdir()) == [
+        "checkpoints",
+        "config.json",
+        "metrics.jsonl",
+        "run.json",
+        "samples",
+    ]
+    assert ckpt.validate(json.loads((run / "config.json").read_text())) == tiny()
+    assert json.loads((run / "run.json").read_text())["domain0"] == [str(work / "dark")]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [(e["phase"], e["step"]) for e in lines] == [(p, s) for p in ckpt.PHASES for s in range(1, 7)]
+    assert lines[5]["accuracy"] >= 0.9 and lines[-1]["rate"] < lines[7]["rate"]
+    with Image.open(run / "samples" / "step-00000006.png") as grid:  # 3 pictures in 2 columns of input | output
+        assert grid.size == (4 * 16, 2 * 16)
+    whole = ckpt.load(ckpt.find(run))
+    assert (whole.phase, whole.step, whole.seed, whole.domains) == ("velocity", 6, 0, ("dark", "bright"))
+    assert whole.tensors["samples.domain0"].shape == (3, 16, 16, 3)
+    assert whole.velocity().training is False and whole.saliency() is not None
+
+
+@pytest.mark.parametrize(
+    "moments",
+    [
+        [("saliency", 1)],
+        [("saliency", 4)],
+        [("saliency", 6)],
+        [("velocity", 1)],
+        [("velocity", 5)],
+        [("saliency", 2), ("saliency", 5), ("velocity", 2), ("velocity", 3)],
+    ],
+    ids=lambda moments: " ".join(f"{p[0]}{s}" for p, s in moments),
+)
+def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(work, tmp_path, moments):
+    there = Job(tiny(), (work / "dark",), (work / "bright",), tmp_path / "run", device="cpu")
+    for moment in moments:
+        listener = interrupted(there, moment)
+        assert listener.steps[-1] == moment  # it stops there, and not a step later
+    finish(there)
+    assert_same(tmp_path / "run", work / "whole")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        STRUCTURE,
+        {"saliency_loss_weight": 0},
+        {"max_size": 32, "saliency_net": {"type": "ResNetSaliencyNet", "backbone": "resnet18", "pretrained": False}},
+    ],
+    ids=["structure pairing", "no classifier", "ResNet"],
+)
+def test_other_trainings_resume_bit_for_bit_too(work, tmp_path, changes):
+    changes = {"saliency_max_steps": 2, "saliency_accuracy_threshold": 0, "train_images": 15} | changes
+    finish(Job(tiny(**changes), (work / "dark",), (work / "bright",), tmp_path / "one", device="cpu"))
+    other = Job(tiny(**changes), (work / "dark",), (work / "bright",), tmp_path / "other", device="cpu")
+    if "saliency_loss_weight" not in changes:
+        interrupted(other, ("saliency", 1))
+    interrupted(other, ("velocity", 2))
+    finish(other)
+    assert_same(tmp_path / "one", tmp_path / "other")
+
+
+def test_a_checkpoint_midway_is_as_good_as_an_interruption(work, tmp_path):
+    there = Job(tiny(checkpoint_every=4), (work / "dark",), (work / "bright",), tmp_path / "run", device="cpu")
+
+    class Crash(Exception):
+        pass
+
+    def crash(phase, step):
+        if (phase, step) == ("velocity", 6):
+            raise Crash
+
+    with pytest.raises(Crash):
+        train(there, Listener(crash))
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as f:
+        f.write('{"phase": "velocity", "st')  # cut off while writing
+    listener = finish(there)
+    assert listener.steps == [("velocity", 5), ("velocity", 6)]
+    assert_same(tmp_path / "run", work / "whole")
+
+
+def test_the_sample_grid_is_the_averaged_nets_and_the_same_after_resuming(work, tmp_path):
+    there = Job(tiny(sample_every=3), (work / "dark",), (work / "bright",), tmp_path / "run", device="cpu")
+    interrupted(there, ("velocity", 4))
+    finish(there)
+    samples = tmp_path / "run" / "samples"
+    assert sorted(p.name for p in samples.iterdir()) == ["step-00000003.png", "step-00000006.png"]
+    assert (samples / "step-00000006.png").read_bytes() == (
+        work / "whole" / "samples" / "step-00000006.png"
+    ).read_bytes()
+
+
+def test_a_finished_run_says_so_and_changes_nothing(work):
+    before = {p: p.read_bytes() for p in (work / "whole").rglob("*") if p.is_file()}
+    listener = finish(job(work, "whole"))
+    assert "already trained: step 6 of 6" in listener.notes and not listener.steps
+    assert {p: p.read_bytes() for p in (work / "whole").rglob("*") if p.is_file()} == before
+
+
+def test_another_config_or_seed_in_the_same_folder_is_refused_by_key(work):
+    with pytest.raises(UsageError, match=r"\(train_batch_size, velocity_net differ\)") as e:
+        finish(job(work, "whole", train_batch_size=4, velocity_net=TINY["velocity_net"] | {"num_res_blocks": 2}))
+    assert "--run-id" in str(e.value)
+    other = Job(tiny(), (work / "dark",), (work / "bright",), work / "whole", seed=1, device="cpu")
+    with pytest.raises(UsageError, match="--seed 0"):
+        finish(other)
+
+
+def test_a_longer_training_goes_on_in_the_same_folder(work, tmp_path):
+    shutil.copytree(work / "whole", tmp_path / "run")
+    longer = Job(tiny(train_images=40), (work / "dark",), (work / "bright",), tmp_path / "run", device="cpu")
+    assert finish(longer).steps == [("velocity", 7), ("velocity", 8)]
+
+
+def branch(work, folder, start="whole", **changes):
+    source = ckpt.find(work / start) if isinstance(start, str) else start
+    return Job(tiny(**changes), (work / "dark",), (work / "bright",), folder, device="cpu", start=source)
+
+
+def test_a_branch_goes_on_from_the_start_and_then_from_its_own_checkpoints(work, tmp_path):
+    before = {p: p.read_bytes() for p in (work / "whole").rglob("*") if p.is_file()}
+    there = branch(work, tmp_path / "new", train_images=45, learning_rate=0.02)
+    interrupted(there, ("velocity", 7))
+    assert finish(there).steps == [("velocity", 8), ("velocity", 9)]
+    assert {p: p.read_bytes() for p in (work / "whole").rglob("*") if p.is_file()} == before
+
+
+def test_weights_without_their_training_state_start_at_step_0(work, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    lone = tmp_path / "lone.safetensors"
+    shutil.copy(ckpt.find(work / "whole"), lone)
+    listener = finish(branch(work, tmp_path / "new", lone, train_images=5))
+    assert listener.steps == [("velocity", 1)]
+    assert any("no training state beside it: starting from its weights, at step 0" in n for n in listener.notes)
+
+
+def test_weights_go_only_into_nets_like_their_own(work, tmp_path):
+    net = TINY["velocity_net"] | {"num_res_blocks": 2}
+    with pytest.raises(UsageError, match="its velocity_net is not the config's"):
+        finish(branch(work, tmp_path / "new", velocity_net=net))
+    with pytest.raises(UsageError, match="its saliency_net is not the config's"):
+        finish(branch(work, tmp_path / "new", saliency_net={"type": "ConvSaliencyNet"}))
+    finish(job(work, "plain", saliency_loss_weight=0, train_images=5))
+    with pytest.raises(UsageError, match="holds no classifier"):
+        finish(branch(work, tmp_path / "new", "plain"))
+    assert not (tmp_path / "new").exists()
+    done = sorted((work / "whole" / "checkpoints").glob("saliency-????????.safetensors"))[-1]
+    listener = finish(branch(work, tmp_path / "new", done, velocity_net=net, train_images=5))
+    assert listener.steps == [("velocity", 1)]  # a classifier that is done may teach any net
+
+
+def test_only_the_newest_checkpoints_of_a_phase_are_kept(work, tmp_path):
+    there = Job(
+        tiny(checkpoint_every=1, keep_checkpoints=2),
+        (work / "dark",),
+        (work / "bright",),
+        tmp_path / "run",
+        device="cpu",
+    )
+    finish(there)
+    names = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
+    kept = [f"{phase}-0000000{s}" for phase in ckpt.PHASES for s in (5, 6)]
+    assert names == sorted(k + suffix for k in kept for suffix in (".safetensors", ".state.safetensors"))
+    assert [p.name for p in ckpt.checkpoints(tmp_path / "run")] == [k + ".safetensors" for k in kept]
+    assert_same(tmp_path / "run", work / "whole")
+
+
+def test_an_interruption_while_pictures_are_embedded_saves_after_one_step(work, tmp_path):
+    listener = Listener()
+    listener.note = lambda text: signal.raise_signal(signal.SIGINT) if "structure" in text else None
+    config = tiny(**STRUCTURE, saliency_loss_weight=0)
+    with pytest.raises(Interrupted):
+        train(Job(config, (work / "dark",), (work / "bright",), tmp_path / "run", device="cpu"), listener)
+    assert ckpt.load(ckpt.find(tmp_path / "run")).step == 1
+
+
+def test_one_picture_a_domain_is_enough_without_a_classifier(tmp_path):
+    draw_domains(tmp_path, 1, 1)
+    for pairing in (False, True):
+        finish(job(tmp_path, f"run{pairing}", saliency_loss_weight=0, structure_pairing=pairing, train_images=15))
+    assert ckpt.load(ckpt.find(tmp_path / "runTrue")).tensors["samples.domain1"].shape == (3, 16, 16, 3)
+
+
+def test_a_loss_that_is_not_finite_stops_training(work):
+    with pytest.raises(TrainingError, match="not finite"):
+        finish(job(work, "nan", learning_rate=1e30, warmup_images=0, saliency_loss_weight=0, train_images=200))
+
+
+def test_a_dry_run_describes_and_writes_nothing(work):
+    before = sorted(work.rglob("*"))
+    lines = "\n".join(plan(job(work, "planned"), Listener()))
+    for words in (
+        "7 pictures in dark",
+        "9 pictures in bright",
+        "6 steps of 5 pairs",
+        "coupling  random",
+        "GiB on the cpu",
+    ):
+        assert words in lines
+    assert sorted(work.rglob("*")) == before
+    resnet = {"type": "ResNetSaliencyNet", "backbone": "resnet18", "pretrained": False}
+    assert "11,4" in "\n".join(plan(job(work, "planned", max_size=32, saliency_net=resnet), Listener()))
+    assert "goes on   from velocity step 6" in "\n".join(plan(job(work, "whole"), Listener()))
+
+
+@pytest.mark.slow
+def test_kill_9_at_random_moments_loses_nothing(work, tmp_path):
+    """The same command after each kill ends in the same bits as a training that nobody killed."""
+    changes = {"saliency_max_steps": 30, "train_images": 400, "checkpoint_every": 3, "log_every": 2}
+    (tmp_path / "c.json").write_text(json.dumps(TINY | changes))
+    finish(Job(tiny(**changes), (work / "dark",), (work / "bright",), tmp_path / "whole", device="cpu"))
+    command = [sys.executable, "-m", "rfp", "train", "-c", "c.json", "-d0", work / "dark", "-d1", work / "bright"]
+    command += ["--run-id", "killed", "--runs", ".", "--device", "cpu"]
+    rng, killed = random.Random(1), 0
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for _ in range(3):
+        with subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+        ) as child:
+            for line in child.stderr:
+                if b"/" in line and (b"saliency" in line or b"velocity" in line):
+                    break  # the first steps are done
+            time.sleep(rng.uniform(0.05, 0.4))
+            child.kill()
+        killed += child.returncode == -signal.SIGKILL
+        for path in (tmp_path / "killed" / "checkpoints").glob("[!.]*.safetensors"):
+            assert ckpt._read(path)[0]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert killed >= 2
+    assert_same(tmp_path / "killed", tmp_path / "whole")
+    assert not list((tmp_path / "killed").rglob(".*partial*"))
+
+
+def test_the_state_of_another_net_is_refused(work, tmp_path):
+    shutil.copytree(work / "whole", tmp_path / "run")
+    newest = ckpt.find(tmp_path / "run")
+    state = ckpt.load_state(newest)
+    for damage in ({"optimizer.0.exp_avg": torch.zeros(2)}, {"optimizer.x.step": torch.zeros(1)}, {"a": torch.ones(1)}):
+        ckpt.save(newest, ckpt.load(newest), state | damage)
+        there = Job(tiny(train_images=40), (work / "dark",), (work / "bright",), tmp_path / "run", device="cpu")
+        with pytest.raises(CheckpointError, match="of another net"):
+            finish(there)
