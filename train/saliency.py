@@ -120,12 +120,11 @@ def _resnet_weights(config: c.ResNetSaliencyNet, resnet: nn.Module) -> dict[str,
     state = load_weights_file(path)
     own = resnet.state_dict()
     state = {k: own[k] if k.startswith("fc.") else v for k, v in state.items()}  # the ImageNet head is not used
-    if wrong := sorted(
-        k for k in own if k not in state and not k.startswith("fc.") and not k.endswith("num_batches_tracked")
-    ):
+    needed = [k for k in own if not k.startswith("fc.") and not k.endswith("num_batches_tracked")]
+    if wrong := [k for k in needed if k not in state or state[k].shape != own[k].shape]:
         raise UsageError(
             f"saliency_net.weights: {path} does not fit {config.backbone}: "
-            f"{len(wrong)} tensors missing, e.g. {wrong[0]}"
+            f"{len(wrong)} tensors missing or of another shape, e.g. {wrong[0]}"
         )
     return own | {k: v for k, v in state.items() if k in own}
 
@@ -170,7 +169,7 @@ def require_features(value: float, threshold: float, steps: int) -> str | None:
     if value < 0.75:
         raise TrainingError(
             f"saliency phase: after {steps} steps the classifier tells the domains apart in only {value:.1%} "
-            f"of held-out pictures (wanted {threshold:.1%}); its features would teach nothing. Set saliency_loss_weight "
-            f"to 0 to train without it; or {ways_out}"
+            f"of held-out pictures (wanted {threshold:.1%}); its features would teach nothing. Set "
+            f"saliency_loss_weight to 0 to train without it; or {ways_out}"
         )
     return f"held-out accuracy {value:.1%} after {steps} steps, below {threshold:.1%}: going on with it ({ways_out})"
