@@ -62,16 +62,17 @@ class UNetConfig(Strict):
 
     @model_validator(mode="after")
     def _heads_divide_channels(self) -> "UNetConfig":
-        for level, m in enumerate(self.ch_mult):
-            channels, factor = self.model_channels * m, self.patch_size * 2**level
-            if factor in self.attention_resolutions and channels % self.num_attention_heads:
-                raise ValueError(
-                    f"num_attention_heads {self.num_attention_heads} does not divide the {channels} channels "
-                    f"at 1/{factor}"
-                )
         factors = [self.patch_size * 2**level for level in range(len(self.ch_mult))]
+        problems = [
+            f"num_attention_heads {self.num_attention_heads} does not divide the {self.model_channels * m} channels "
+            f"at 1/{factor}"
+            for factor, m in zip(factors, self.ch_mult, strict=True)
+            if factor in self.attention_resolutions and self.model_channels * m % self.num_attention_heads
+        ]
         if unknown := [r for r in self.attention_resolutions if r not in factors]:
-            raise ValueError(f"attention_resolutions {unknown}: this net has the downsampling factors {factors}")
+            problems.append(f"attention_resolutions {unknown}: this net has the downsampling factors {factors}")
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
 
 
@@ -222,7 +223,11 @@ def load_config(name_or_path: str, overrides: list[str] | None = None, dev: bool
     if not path.is_file() or path.stem == "schema":
         near = _nearest(name_or_path, presets())
         raise ConfigError(f"{name_or_path}: neither a file nor a preset{near}. Presets: {', '.join(presets())}")
-    return override(parse_json(path.read_text(encoding="utf-8"), str(path)), overrides or [], dev, str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{path}: cannot be read: {e}") from e
+    return override(parse_json(text, str(path)), overrides or [], dev, str(path))
 
 
 def override(values: dict[str, Any], overrides: list[str], dev: bool, where: str) -> RFPix2pixModel:
@@ -247,8 +252,8 @@ def parse_json(text: str, where: str) -> dict[str, Any]:
         values = json.loads(text, object_pairs_hook=unique)
     except json.JSONDecodeError as e:
         raise ConfigError(f"{where}: line {e.lineno}, column {e.colno}: not JSON: {e.msg}") from e
-    except RecursionError as e:
-        raise ConfigError(f"{where}: nested too deeply to be a config") from e
+    except (RecursionError, ValueError) as e:  # ValueError: a number of thousands of digits
+        raise ConfigError(f"{where}: not a config: {e}") from e
     if not isinstance(values, dict):
         raise ConfigError(f"{where}: expected a JSON object, found {type(values).__name__}")
     return values
@@ -260,7 +265,7 @@ def _apply(values: dict[str, Any], assignment: str) -> None:
         raise ConfigError(f"--set {assignment}: expected KEY=VALUE, e.g. velocity_net.model_channels=64")
     try:
         value = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         value = text
     *parents, last = key.split(".")
     for parent in parents:
@@ -282,7 +287,7 @@ def validate(values: dict[str, Any], where: str = "config") -> RFPix2pixModel:
 
 
 def _explain(error: Any) -> str:
-    names = [part for part in error["loc"] if part not in TAGS]
+    names = [part for i, part in enumerate(error["loc"]) if not (i == 1 and part in TAGS)]  # the union's tag
     path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in names).lstrip(".")
     match error["type"]:
         case "extra_forbidden":
@@ -298,16 +303,15 @@ def _explain(error: Any) -> str:
             kind = ".type" if error["type"] == "union_tag_invalid" else ""
             return f"{path}{kind}: {found!r} is not one of {', '.join(allowed)}{_nearest(str(found), allowed)}"
         case "union_tag_not_found":
-            return f"{path}.type: missing; one of {', '.join(sorted(TAGS & {'ResNetSaliencyNet', 'ConvSaliencyNet'}))}"
+            return f"{path}.type: missing; one of {', '.join(sorted(TAGS))}"
         case "value_error":
             return f"{path or 'config'}: {error['ctx']['error']}"
         case _:
             return f"{path}: {error['msg'][0].lower() + error['msg'][1:]}, found {error['input']!r}"
 
 
-TAGS = {"UNet", "ResNetSaliencyNet", "ConvSaliencyNet"}
+TAGS = {"ResNetSaliencyNet", "ConvSaliencyNet"}
 MODELS: dict[Any, type[Strict]] = {
-    "UNet": UNetConfig,
     "velocity_net": UNetConfig,
     "ResNetSaliencyNet": ResNetSaliencyNet,
     "ConvSaliencyNet": ConvSaliencyNet,
