@@ -158,9 +158,11 @@ class RFPix2pixModel(Strict):
         False, description="Pair each picture with structurally similar ones of the other domain, not at random."
     )
     structure_candidates: Positive = Field(8, description="Nearest neighbours that a picture is paired with.")
-    structure_embedder: Literal["foreground", "thumbnail"] = Field(
+    structure_embedder: Literal["foreground", "thumbnail", "pixels"] = Field(
         "foreground",
-        description="`foreground`: distance to the picture's median colour; `thumbnail`: its colours. Both 8×8.",
+        description="What alike means. `foreground`: something in the same places (distance to the picture's median "
+        "colour, 8×8); `thumbnail`: the same layout of colours (8×8, less the mean); `pixels`: the very same colours "
+        "(16×16), for domains that share them.",
     )
     log_every: Positive = Field(50, description="Steps between lines of metrics.jsonl.")
     sample_every: Positive = Field(1000, description="Steps between sample grids.")

@@ -85,17 +85,18 @@ def torchvision() -> ModuleType:
     """torchvision, also beside a CPU build of torch.
 
     PyPI's torchvision is compiled for CUDA. Beside a CPU torch its operators cannot load, and its import stops at
-    the missing schema of one of them, box suppression, which rfp never calls: declaring it is enough.
+    the missing schemas of two of them, box suppression, which rfp never calls: declaring them is enough.
     """
     try:
-        import torchvision
+        import torchvision.models
     except RuntimeError as e:
         if "torchvision::nms" not in str(e):
             raise
-        torch.library.define("torchvision::nms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        import torchvision
+        for name in ("nms", "qnms"):
+            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         import torchvision.models
-    return torchvision
+    module: ModuleType = torchvision
+    return module
 
 
 def _resnet_weights(config: c.ResNetSaliencyNet, resnet: nn.Module) -> dict[str, Any]:
