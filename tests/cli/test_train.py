@@ -1,0 +1,216 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from rfp.cli.main import app
+from rfp.train import checkpoint as ckpt
+from rfp.train.config import DEV
+from trainings import TINY, draw_domains
+from typer.testing import CliRunner
+
+QUICK = TINY | {"saliency_loss_weight": 0, "train_images": 10}  # 2 steps of phase 2
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    draw_domains(tmp_path)
+    (tmp_path / "quick.json").write_text(json.dumps(QUICK))
+    return tmp_path
+
+
+def rfp(*args):
+    return CliRunner().invoke(app, ["train", *map(str, args)])
+
+
+DOMAINS = ("-d0", "dark", "-d1", "bright")
+ALL = ("-c", "quick.json", *DOMAINS, "--device", "cpu")
+
+
+def only_run(work):
+    (run,) = (work / "runs").iterdir()
+    return run
+
+
+def newest(run):
+    return ckpt.load(ckpt.find(run))
+
+
+def test_the_run_goes_to_stdout_and_progress_to_stderr_in_plain_lines(work):
+    result = rfp(*ALL)
+    assert result.exit_code == 0, result.stderr
+    run = only_run(work)
+    assert result.stdout.strip() == f"runs/{run.name}" and re.fullmatch(r"quick-dark-bright-[0-9a-f]{6}", run.name)
+    assert re.search(r"^velocity 2/2  flow \S+  saliency 0  gradient \S+  rate \S+", result.stderr, re.MULTILINE)
+    assert "\x1b" not in result.stderr
+    again = rfp(*ALL)
+    assert again.exit_code == 0 and "already trained: step 2 of 2" in again.stderr and only_run(work) == run
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing_at_all(work):
+    before = sorted(work.rglob("*"))
+    result = rfp(*ALL, "--dry-run")
+    assert result.exit_code == 0 and sorted(work.rglob("*")) == before
+    for words in (
+        "7 pictures in dark",
+        "9 pictures in bright",
+        "2 steps of 5 pairs",
+        "parameters",
+        "GiB",
+        "device    cpu",
+    ):
+        assert words in result.stdout
+
+
+def test_set_and_dev_reach_the_config_in_this_order(work):
+    assert rfp(*ALL, "--dev", "--set", "train_images=8", "--set", "log_every=3", "--run-id", "a").exit_code == 0
+    config = newest(work / "runs" / "a").config
+    assert (config.train_images, config.log_every) == (8, 3)
+    assert (config.train_batch_size, config.checkpoint_every) == (DEV["train_batch_size"], DEV["checkpoint_every"])
+
+
+def test_runs_run_id_and_seed_say_where_and_what(work):
+    for seed in (1, 2):
+        assert rfp(*ALL, "--runs", "elsewhere/ü", "--run-id", f"s{seed}", "--seed", seed).exit_code == 0
+    one, two = (newest(work / "elsewhere" / "ü" / f"s{s}") for s in (1, 2))
+    assert (one.seed, two.seed) == (1, 2) and not (work / "runs").exists()
+    name = "velocity_net.stem.weight"
+    assert not torch.equal(one.tensors[name], two.tensors[name])
+    assert rfp(*ALL).exit_code == rfp(*ALL, "--seed", 4).exit_code == 0
+    assert len(list((work / "runs").iterdir())) == 2  # another seed is another run
+
+
+def test_domains_repeat(work):
+    result = rfp("-c", "quick.json", "-d0", "dark/0.png", "-d0", "bright", "--domain1", "bright", "--dry-run")
+    assert "domain 0  10 pictures in 0" in result.stdout
+
+
+def test_a_checkpoint_goes_on_without_config_and_domains(work):
+    assert rfp(*ALL, "--run-id", "a", "--seed", 3).exit_code == 0
+    result = rfp("--checkpoint", "runs/a", "--set", "train_images=20", "--device", "cpu")
+    assert result.exit_code == 0, result.stderr
+    assert "velocity 4/4" in result.stderr and newest(work / "runs" / "a").seed == 3
+    # The same goes for a file.
+    file = ckpt.find(work / "runs" / "a")
+    assert "already trained" in rfp("-ckpt", file, "--device", "cpu").stderr
+
+
+def test_a_checkpoint_with_a_new_id_branches_and_the_same_command_goes_on_with_the_branch(work):
+    assert rfp(*ALL, "--run-id", "a").exit_code == 0
+    branch = ("--checkpoint", "runs/a", "--run-id", "b", "--device", "cpu", "--seed", 9, "--set")
+    assert "velocity 3/3" in rfp(*branch, "train_images=15").stderr
+    assert newest(work / "runs" / "a").step == 2 and newest(work / "runs" / "b").seed == 9
+    again = rfp(*branch, "train_images=20").stderr
+    assert "velocity 4/4" in again and "velocity 3/" not in again
+
+
+def test_an_older_checkpoint_is_not_gone_on_with_in_its_own_folder(work):
+    assert rfp(*ALL, "--run-id", "a", "--set", "checkpoint_every=1").exit_code == 0
+    old = work / "runs" / "a" / "checkpoints" / "velocity-00000001.safetensors"
+    result = rfp("--checkpoint", old)
+    assert result.exit_code == 2 and "has a newer checkpoint than velocity-00000001" in result.stderr
+    assert rfp("--checkpoint", old, "--run-id", "b", "--device", "cpu").exit_code == 0
+
+
+@pytest.mark.parametrize("keep", [0, 50, 5000])
+def test_a_damaged_checkpoint_is_named(work, keep):
+    assert rfp(*ALL, "--run-id", "a").exit_code == 0
+    file = ckpt.find(work / "runs" / "a")
+    file.write_bytes(file.read_bytes()[:keep])
+    result = rfp("--checkpoint", file)
+    assert result.exit_code == 2 and f"{file.name}: not a readable safetensors file" in result.stderr
+
+
+@pytest.mark.parametrize("text", [None, "{", "{}", '{"domain0": 3, "domain1": [], "seed": 0}'])
+def test_a_checkpoint_whose_run_json_is_lost_asks_for_the_domains(work, text):
+    assert rfp(*ALL, "--run-id", "a").exit_code == 0
+    path = work / "runs" / "a" / "run.json"
+    path.unlink() if text is None else path.write_text(text)
+    result = rfp("--checkpoint", "runs/a")
+    assert result.exit_code == 2 and ("give --domain0" if text is None else "run.json: cannot be read") in result.stderr
+    if text is None:
+        assert rfp("--checkpoint", "runs/a", *DOMAINS, "--device", "cpu", "--run-id", "b").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (DOMAINS, "give --config, a preset by name or a JSON file"),
+        (("-c", "quick.json", "-d0", "dark"), "give --domain1"),
+        (("-c", "tini", *DOMAINS), "did you mean tiny?"),
+        (("-c", "quick.json", "-d0", "drak", "-d1", "bright"), "drak: no such file or folder"),
+        ((*ALL, "--set", "max_sise=3"), "max_sise: unknown key; did you mean max_size?"),
+        ((*ALL, "--device", "tpu"), "--device tpu: not one of auto, cpu, cuda, mps"),
+        ((*ALL, "--device", "mps"), "--device mps: not available"),
+        ((*ALL, "--checkpoint", "nowhere"), "nowhere: no such run folder or checkpoint"),
+        ((*ALL, "--checkpoint", "dark"), "a folder without checkpoints"),
+        ((*ALL, "--seed", "-1"), "--seed"),
+        ((*ALL, "--nothing"), "--nothing"),
+    ],
+)
+def test_wrong_usage_exits_2_with_a_message_and_leaves_nothing(work, args, said):
+    before = sorted(work.rglob("*"))
+    result = rfp(*args)
+    assert result.exit_code == 2 and said in result.stderr, result.stderr
+    assert "Traceback" not in result.output and result.stdout == "" and sorted(work.rglob("*")) == before
+
+
+def test_another_config_under_the_same_id_is_refused(work):
+    assert rfp(*ALL, "--run-id", "a").exit_code == 0
+    result = rfp(*ALL, "--run-id", "a", "--set", "learning_rate=0.5")
+    assert result.exit_code == 2 and "(learning_rate differ)" in result.stderr
+
+
+def test_training_that_fails_exits_1(work):
+    result = rfp(*ALL, "--set", "learning_rate=1e30", "--set", "warmup_images=0", "--set", "train_images=200")
+    assert result.exit_code == 1 and "not finite" in result.stderr and "Traceback" not in result.output
+    result = rfp(
+        *ALL, "--set", "saliency_loss_weight=1", "-d1", "dark", "-d0", "bright", "--set", "saliency_max_steps=1"
+    )
+    assert result.exit_code == 1 and "the classifier tells the domains apart in only" in result.stderr
+
+
+def test_skipped_files_are_listed(work):
+    (work / "dark" / "bad [1].png").write_bytes(b"no")
+    result = rfp(*ALL)
+    assert result.exit_code == 0 and "skipped dark/bad [1].png: not a readable image" in result.stderr
+
+
+@pytest.mark.parametrize("package", ["torch", "torchvision", "pydantic", "safetensors"])
+def test_a_missing_package_is_named_with_its_pip_line(work, monkeypatch, package):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == package else find_spec(name))
+    result = rfp(*ALL)
+    assert result.exit_code == 2 and f"training needs {package}: pip install 'rfp[train]'" in result.stderr
+
+
+def test_every_option_is_tried_here():
+    text = CliRunner().invoke(app, ["train", "--help"]).output
+    options = set(re.findall(r"(?<!\S)--[a-z0-9-]+", text)) - {"--help"}
+    tests = Path(__file__).read_text(encoding="utf-8")
+    shorts = {"--config": "-c", "--domain0": "-d0"}
+    assert options and [o for o in options if f'"{shorts.get(o, o)}"' not in tests] == []
+
+
+def test_ctrl_c_saves_exits_130_and_says_how_to_go_on(work):
+    (work / "long.json").write_text(json.dumps(TINY | {"train_images": 100_000, "saliency_max_steps": 2000}))
+    command = [sys.executable, "-m", "rfp", "train", "-c", "long.json", *DOMAINS, "--run-id", "a b", "--device", "cpu"]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    ) as child:
+        for line in child.stderr:
+            if line.startswith("velocity 3/"):
+                break
+        child.send_signal(signal.SIGINT)
+        stdout, stderr = child.communicate(timeout=60)
+    assert child.returncode == 130 and stdout == "" and "Traceback" not in stderr
+    assert f"rfp: interrupted and saved. To go on:\n  rfp {' '.join(command[3:-4])} --run-id 'a b'" in stderr
+    saved = newest(work / "runs" / "a b")
+    assert saved.phase == "velocity" and saved.step >= 3
+    assert not list((work / "runs").rglob(".*"))
