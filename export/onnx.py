@@ -42,7 +42,8 @@ def export_onnx(net: UNet, manifest: Manifest, path: Path) -> None:
                 verbose=False,
             )
         except Exception as e:  # torch.onnx raises many kinds
-            raise ExportError(f"torch {torch.__version__} could not export this net: {str(e).splitlines()[0]}") from e
+            reason = (str(e) or repr(e)).splitlines()[0]
+            raise ExportError(f"torch {torch.__version__} could not export this net: {reason}") from e
     assert program is not None
     model = program.model_proto
     strip(model)

@@ -8,7 +8,7 @@ import torch
 from ..runtime.bundle import Bundle
 from ..runtime.errors import ExportError
 from ..runtime.euler import integrate
-from ..runtime.pixels import Float, Uint8, pad_to_multiple, to_float, to_uint8
+from ..runtime.pixels import Float, Uint8, to_float, to_uint8
 from ..runtime.velocity import Velocity
 from ..train.unet import UNet
 
@@ -62,10 +62,10 @@ def prove(net: UNet, bundle: Bundle, pictures: tuple[Uint8, Uint8]) -> Parity:
 
 
 def cases(images: Uint8, multiple: int) -> list[Float]:
-    """Batches to prove a graph with: up to four pictures at once, one alone, and one cut to another shape."""
+    """Batches to prove a graph with: up to four pictures at once, one alone, and one made taller."""
     x = to_float(images[:4])
-    cut = pad_to_multiple(x[:1, :, : max(1, x.shape[2] * 3 // 4), :], multiple)
-    return [x, x[:1], cut]
+    taller = np.concatenate([x[:1], x[:1, :, :multiple]], axis=2)
+    return [x, x[:1], taller]
 
 
 def as_figures(parity: Parity) -> dict[str, float]:

@@ -1,0 +1,253 @@
+import hashlib
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import numpy_helper
+from rfp.cli.main import app
+from rfp.export import bundle as export_bundle_module
+from rfp.export.bundle import export_bundle
+from rfp.export.proof import FLOOR_LEVELS, FLOOR_PSNR, cases, prove
+from rfp.runtime import CheckpointError, ExportError, UsageError, integrate, load_bundle
+from rfp.runtime.bundle import METADATA_KEY
+from rfp.runtime.velocity import Velocity
+from rfp.train import checkpoint as ckpt
+from rfp.train.config import to_json
+from rfp.train.unet import UNet
+from trainings import TINY, noisy, tiny
+from typer.testing import CliRunner
+
+ATTENTION = TINY["velocity_net"] | {
+    "attention_resolutions": [2],
+    "num_attention_heads": 4,
+    "normalization": "LayerNorm",
+}
+
+
+def write_run(root, phase="velocity", **changes):
+    """A run folder with a checkpoint of a net that does something."""
+    config = tiny(**changes)
+    torch.manual_seed(1)
+    nets = [UNet(config.velocity_net) for _ in range(2)]
+    for p in nets[0].parameters():
+        torch.nn.init.normal_(p, std=0.15)
+    tensors = {f"velocity_ema.{k}": v for k, v in nets[0].state_dict().items()}
+    tensors |= {f"velocity_net.{k}": v for k, v in nets[1].state_dict().items()}
+    if phase == "saliency":
+        tensors = {}
+    size = (config.max_size, config.max_size)
+    for place, level in enumerate((70, 190)):
+        tensors[f"samples.domain{place}"] = torch.from_numpy(np.stack([noisy(level, i, size) for i in range(3)]))
+    path = root / "checkpoints" / f"{phase}-00000009.safetensors"
+    ckpt.save(path, ckpt.Checkpoint(config, phase, 9, 0, ("dark", "bright"), tensors), {})
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("r ü n"))
+
+
+@pytest.fixture(scope="module")
+def bundle(run, tmp_path_factory):
+    output = tmp_path_factory.mktemp("out") / "bundle"
+    export_bundle(run, output, licence="CC0-1.0", provenance="noise")
+    return output
+
+
+@pytest.fixture
+def quick(bundle, monkeypatch):
+    """Exporting takes torch seconds: where something else is tested, the graph is the one that is there."""
+    data = (bundle / "velocity.onnx").read_bytes()
+    monkeypatch.setattr(export_bundle_module, "export_onnx", lambda net, manifest, path: path.write_bytes(data))
+
+
+def session(bundle):
+    return onnxruntime.InferenceSession(str(bundle / "velocity.onnx"), providers=["CPUExecutionProvider"])
+
+
+def pictures(b, h, w):
+    return (torch.rand(b, 3, h, w, generator=torch.Generator().manual_seed(2)) * 2 - 1).numpy()
+
+
+def test_the_bundle_says_what_it_is_and_what_was_measured(run, bundle):
+    manifest = load_bundle(bundle).manifest
+    assert (manifest.name, manifest.domains) == ("dark-to-bright", ("dark", "bright"))
+    assert (manifest.image_size, manifest.multiple, manifest.default_steps) == (16, 2, 2)
+    assert (manifest.licence, manifest.provenance) == ("CC0-1.0", "noise")
+    assert manifest.training == {"step": 9, "images": 45, "config": to_json(tiny())}
+    (graph,) = manifest.graphs
+    data = (bundle / "velocity.onnx").read_bytes()
+    assert (graph.sha256, graph.bytes) == (hashlib.sha256(data).hexdigest(), len(data))
+    assert graph.parity["psnr"] >= FLOOR_PSNR and graph.parity["grey_levels"] <= FLOOR_LEVELS
+    assert graph.parity["cases"] == 6 and sorted(p.name for p in bundle.iterdir()) == ["rfp.json", "velocity.onnx"]
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 16), (3, 16, 16), (2, 2, 2), (1, 10, 26), (5, 34, 6)])
+def test_the_graph_is_the_averaged_net_at_any_batch_height_and_width(run, bundle, shape):
+    net, x = ckpt.load(ckpt.find(run)).velocity(), pictures(*shape)
+    for t in (0.0, 0.37, 1.0):
+        (got,) = session(bundle).run(["velocity"], {"x": x, "t": np.array([t], np.float32)})
+        with torch.no_grad():
+            want = net(torch.from_numpy(x), torch.full((1,), t)).numpy()
+        assert got.dtype == np.float32 and got.shape == x.shape and np.abs(want).max() > 0.05
+        np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("net", [ATTENTION, TINY["velocity_net"] | {"patch_size": 2, "activation": "GELU"}])
+def test_other_nets_export_and_pass_their_proof(tmp_path, net):
+    parity = export_bundle(write_run(tmp_path / "run", velocity_net=net), tmp_path / "b")
+    assert parity.psnr >= FLOOR_PSNR and parity.cases == 6
+    checkpoint = ckpt.load(ckpt.find(tmp_path / "run"))
+    for shape in ((3, 8, 20), (1, 16, 16)):
+        x = pictures(*shape)
+        (got,) = session(tmp_path / "b").run(["velocity"], {"x": x, "t": np.array([0.4], np.float32)})
+        with torch.no_grad():
+            want = checkpoint.velocity()(torch.from_numpy(x), torch.tensor([0.4])).numpy()
+        np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+def test_nothing_of_this_machine_is_in_the_graph(bundle):
+    data = (bundle / "velocity.onnx").read_bytes()
+    for trace in (b".py", b"/work", b"/root", b"/tmp", b"/home", b"site-packages", b"stack_trace", b"Traceback"):
+        assert trace not in data, trace
+    text = (bundle / "rfp.json").read_text()
+    assert not re.search(r"/(work|root|tmp|home)", text)
+
+
+def test_a_lone_graph_describes_itself(bundle):
+    model = onnx.load(bundle / "velocity.onnx")
+    metadata = {p.key: p.value for p in model.metadata_props}
+    assert metadata.keys() == {METADATA_KEY} and json.loads(metadata[METADATA_KEY])["domains"] == ["dark", "bright"]
+    assert [i.name for i in model.graph.input] == ["x", "t"] and [o.name for o in model.graph.output] == ["velocity"]
+    assert load_bundle(bundle / "velocity.onnx").manifest == replace(load_bundle(bundle).manifest, graphs=())
+
+
+def test_exporting_again_gives_the_same_bytes(run, bundle, tmp_path):
+    export_bundle(ckpt.find(run), tmp_path / "again", licence="CC0-1.0", provenance="noise")
+    for name in ("velocity.onnx", "rfp.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (bundle / name).read_bytes()
+
+
+def damage(path, factor):
+    """Scale one weight of the graph's middle."""
+    model = onnx.load(path)
+    weights = [i for i in model.graph.initializer if len(i.dims) == 4]
+    weight = weights[len(weights) // 2]
+    values = numpy_helper.to_array(weight).copy()
+    values.flat[np.abs(values).argmax()] *= factor
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    path.write_bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize("factor", [-1.0, float("nan")])
+def test_one_damaged_weight_fails_the_proof_and_leaves_nothing(run, bundle, tmp_path, monkeypatch, factor):
+    def damaged(net, manifest, path):
+        path.write_bytes((bundle / "velocity.onnx").read_bytes())
+        damage(path, factor)
+
+    monkeypatch.setattr(export_bundle_module, "export_onnx", damaged)
+    with pytest.raises(ExportError, match=r"does not agree with PyTorch over 2 steps.*nothing was exported"):
+        export_bundle(run, tmp_path / "b")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_export_leaves_the_old_bundle(run, tmp_path, quick, monkeypatch):
+    export_bundle(run, tmp_path / "b", name="old")
+    monkeypatch.undo()
+    monkeypatch.setattr("torch.onnx.export", lambda *a, **k: 1 / 0)
+    with pytest.raises(ExportError, match="could not export this net: division by zero"):
+        export_bundle(run, tmp_path / "b", overwrite=True)
+    assert load_bundle(tmp_path / "b").manifest.name == "old" and [p.name for p in tmp_path.iterdir()] == ["b"]
+
+
+def test_the_proof_covers_both_directions_two_shapes_and_batches(run, bundle):
+    checkpoint, calls = ckpt.load(ckpt.find(run)), []
+    net = checkpoint.velocity()
+    net.register_forward_hook(lambda module, inputs, out: calls.append((tuple(inputs[0].shape), inputs[1].item())))
+    samples = tuple(checkpoint.part("samples")[f"domain{i}"].numpy() for i in (0, 1))
+    prove(net, load_bundle(bundle), samples)
+    assert {shape for shape, _ in calls} == {(3, 3, 16, 16), (1, 3, 16, 16), (1, 3, 18, 16)}
+    assert [t for _, t in calls[:2]] == [0.0, 0.5] and [t for _, t in calls[-2:]] == [1.0, 0.5]
+    assert [x.shape[0] for x in cases(samples[0], 16)] == [3, 1, 1] and cases(samples[0], 16)[2].shape[2] == 32
+
+
+def test_the_figure_is_that_of_the_whole_integration(run, bundle):
+    """The last state by torch and by the runtime, compared by hand."""
+    checkpoint = ckpt.load(ckpt.find(run))
+    net, loaded = checkpoint.velocity(), load_bundle(bundle)
+    x = cases(checkpoint.part("samples")["domain0"].numpy(), 2)[0]
+    with torch.no_grad():
+        want = integrate(lambda x, t: net(x, torch.full((1,), t)), torch.from_numpy(x), 2).numpy()
+    got = integrate(Velocity(loaded, "cpu"), x, 2)
+    psnr = 10 * np.log10(4 / np.mean((want - got).astype(np.float64) ** 2))
+    assert loaded.manifest.graphs[0].parity["psnr"] <= psnr + 0.01 and psnr > 100
+
+
+def test_an_output_that_is_there_is_kept_unless_it_is_a_bundle_and_overwrite(run, bundle, tmp_path, quick):
+    output = tmp_path / "b"
+    output.mkdir()
+    (output / "diary.txt").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(UsageError, match=r"is there already|is not a bundle"):
+            export_bundle(run, output, overwrite=overwrite)
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(UsageError):
+            export_bundle(run, file, overwrite=overwrite)
+    assert (output / "diary.txt").read_text() == file.read_text() == "mine"
+    with pytest.raises(UsageError, match="--overwrite"):
+        export_bundle(run, bundle)
+    export_bundle(run, tmp_path / "c", name="old")
+    export_bundle(run, tmp_path / "c", name="new", overwrite=True)
+    assert load_bundle(tmp_path / "c").manifest.name == "new" and not list(tmp_path.glob(".*"))
+
+
+def test_a_checkpoint_that_holds_no_velocity_or_no_samples_is_refused(run, tmp_path):
+    with pytest.raises(CheckpointError, match="from the saliency phase: it holds no velocity net yet; train on"):
+        export_bundle(write_run(tmp_path / "early", "saliency"), tmp_path / "b")
+    whole = ckpt.load(ckpt.find(run))
+    without = {k: v for k, v in whole.tensors.items() if not k.startswith("samples")}
+    ckpt.save(tmp_path / "w.safetensors", replace(whole, tensors=without), {})
+    with pytest.raises(CheckpointError, match="no sample pictures"):
+        export_bundle(tmp_path / "w.safetensors", tmp_path / "b")
+    with pytest.raises(UsageError, match="nowhere"):
+        export_bundle(tmp_path / "nowhere", tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+def rfp(*args):
+    return CliRunner().invoke(app, ["export", *map(str, args)])
+
+
+def test_the_command_exports_and_says_the_figure(run, tmp_path, quick):
+    options = ("--name", "my net", "--licence", "MIT", "--provenance", "my own")
+    result = rfp(run, "-o", tmp_path / "b", *options)
+    assert result.exit_code == 0 and re.search(r"velocity.onnx, \d+\.\d dB to PyTorch over 2 steps", result.stdout)
+    manifest = load_bundle(tmp_path / "b").manifest
+    assert (manifest.name, manifest.licence, manifest.provenance) == ("my net", "MIT", "my own")
+    assert rfp(run, "-o", tmp_path / "b").exit_code == 2
+    assert rfp(run, "-o", tmp_path / "b", "--overwrite").exit_code == 0
+    assert load_bundle(tmp_path / "b").manifest.name == "dark-to-bright"
+
+
+def test_errors_of_the_command_have_codes_and_no_traceback(run, tmp_path, monkeypatch):
+    result = rfp(tmp_path / "nowhere", "-o", tmp_path / "b")
+    assert result.exit_code == 2 and "no such run folder" in result.stderr and "Traceback" not in result.output
+    monkeypatch.setattr("torch.onnx.export", lambda *a, **k: 1 / 0)
+    result = rfp(run, "-o", tmp_path / "b")
+    assert result.exit_code == 1 and "could not export" in result.stderr and result.stdout == ""
+
+
+def test_a_missing_extra_is_named_with_its_pip_line(run, tmp_path, monkeypatch):
+    from importlib.util import find_spec
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda m: None if m == "onnxscript" else find_spec(m))
+    result = rfp(run, "-o", tmp_path / "b")
+    assert result.exit_code == 2 and "exporting needs onnxscript: pip install 'rfp[export]'" in result.stderr
