@@ -72,6 +72,17 @@ def test_every_block_is_conditioned_on_t():
             assert not torch.equal(v(x(), T), before), name
 
 
+def test_time_scales_and_shifts_each_channel():
+    block = net().down[0][0].res
+    seen = []
+    block.act.register_forward_hook(lambda module, inputs, out: seen.append(inputs[0]))
+    h, emb = x(2, 8, 8).repeat(1, 3, 1, 1)[:, :8], torch.randn(2, 32, generator=torch.Generator().manual_seed(4))
+    block(h, emb)
+    scale, shift = block.film(emb)[:, :, None, None].split(8, dim=1)
+    normed = block.norm2(block.conv1(block.act(block.norm1(h))))
+    torch.testing.assert_close(seen[1], normed * (1 + scale) + shift)
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
