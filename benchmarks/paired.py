@@ -18,7 +18,7 @@ from rfp.runtime import translate
 from rfp.runtime.media import discover, read_image
 from rfp.runtime.metrics import l1, psnr, ssim, texture_energy
 from rfp.runtime.pixels import Uint8
-from rfp.train.config import load_config
+from rfp.train.reading import load_config
 from rfp.train.run import Job, train
 
 

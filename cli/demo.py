@@ -31,7 +31,7 @@ def demo(
     require_export()
     from ..export.bundle import export_bundle
     from ..runtime import translate
-    from ..train.config import load_config
+    from ..train.reading import load_config
     from ..train.run import Interrupted, Job, train
     from .demo_data import write_demo_data
 

@@ -93,7 +93,7 @@ def resolve(
 ) -> "Job":
     """What the options ask for. Raises UsageError, ConfigError, CheckpointError."""
     from ..train import checkpoint as ckpt
-    from ..train.config import load_config
+    from ..train.reading import load_config
     from ..train.run import Job, default_run_id, read_run
 
     start, folder, before = None, None, dict[str, Any]()
@@ -127,7 +127,8 @@ def resolve(
 
 def load_config_over(config: Any, overrides: list[str] | None, dev: bool, where: str) -> Any:
     """A checkpoint's config with `--dev` and `--set` applied. Raises ConfigError."""
-    from ..train.config import override, to_json
+    from ..train.config import to_json
+    from ..train.reading import override
 
     return override(to_json(config), overrides or [], dev, where)
 

@@ -33,8 +33,8 @@ def translate(
 ) -> None:
     """Translate images and videos with an exported bundle.
 
-    The output mirrors the input's folders, and each file keeps its format (.avi and .mpg become .mp4). What is there already
-    is skipped, so after an interruption the same command goes on. Exits with 1 if an input failed.
+    The output mirrors the input's folders, and each file keeps its format (.avi and .mpg become .mp4). What is there
+    already is skipped, so after an interruption the same command goes on. Exits with 1 if an input failed.
     """
     from ..runtime import translate as run  # numpy, PyAV and Pillow: not for `rfp --help`
 

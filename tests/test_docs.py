@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from rfp.cli.main import app
-from rfp.train.config import presets, table
+from rfp.train.config import table
+from rfp.train.reading import presets
 from typer.main import get_command
 
 ROOT = Path(__file__).parent.parent

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 from rfp.train import checkpoint as ckpt
-from rfp.train.config import RFPix2pixModel, validate
+from rfp.train.config import RFPix2pixModel
+from rfp.train.reading import validate
 from rfp.train.run import Job, train
 
 torch.set_num_threads(1)

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from ..runtime.errors import CheckpointError, ConfigError, UsageError
 from ..runtime.files import write_aside
-from .config import RFPix2pixModel, parse_json, to_json, validate
+from .config import RFPix2pixModel, to_json
+from .reading import parse_json, validate
 from .saliency import SaliencyNet, build_saliency_net
 from .unet import UNet
 

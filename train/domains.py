@@ -7,12 +7,11 @@ import hashlib
 import os
 import threading
 import warnings
-import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, cast
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -105,7 +104,7 @@ class Domain:
     def _decode(self, item: Item) -> Image.Image:
         if item.frames is not None:
             return Image.fromarray(item.frames[item.frame])
-        image = read_image(_open(item.media), str(item.media)) if item.media.member else read_image(item.media)
+        image = read_image(item.media)
         # Box reduction down to twice the crop's size, then LANCZOS: Pillow's own reducing_gap=2, but cacheable.
         factor = int(0.9 * min(image.size) / (2 * self.size))
         return image.reduce(factor) if factor > 1 else image
@@ -113,22 +112,6 @@ class Domain:
     def crop(self, index: int, crop: Crop) -> Uint8:
         """uint8 [size, size, 3]."""
         return crop.apply(self.read(index), self.size)
-
-
-_archives = threading.local()
-
-
-def _open(media: Media) -> BinaryIO:
-    """Open a zip member; each thread opens each zip once, for its index can be large."""
-    if media.member is None:
-        return media.open()
-    opened: dict[Path, zipfile.ZipFile] = _archives.__dict__.setdefault("opened", {})
-    try:
-        if media.path not in opened:
-            opened[media.path] = zipfile.ZipFile(media.path)
-        return cast(BinaryIO, opened[media.path].open(media.member))
-    except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError, KeyError, EOFError) as e:
-        raise MediaError(f"{media}: cannot be read: {e}") from e
 
 
 def open_domain(
@@ -170,7 +153,7 @@ def _header_problem(media: Media) -> str | None:
     if media.kind == "video":
         return None
     try:
-        with _open(media) as stream, Image.open(stream, formats=IMAGE_FORMATS) as image:
+        with media.open() as stream, Image.open(stream, formats=IMAGE_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 return f"{media}: {image.width}×{image.height} pixels, above the limit of {MAX_PIXELS:,}"
     except MediaError as e:

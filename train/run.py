@@ -22,8 +22,9 @@ from ..runtime.errors import CheckpointError, ConfigError, TrainingError, UsageE
 from ..runtime.files import write_json, write_text
 from ..runtime.pixels import Uint8, to_float
 from . import checkpoint as ckpt
-from .config import RFPix2pixModel, parse_json, to_json, validate
+from .config import RFPix2pixModel, to_json
 from .domains import Crop, Domain, open_domain
+from .reading import parse_json, validate
 
 FREE_TO_CHANGE = frozenset(
     {
@@ -98,11 +99,15 @@ class Run:
         return picked[0], picked[1]
 
     def log(self, phase: str, step: int, steps: int, metrics: Mapping[str, Tensor | float]) -> None:
-        """Report a step; every `log_every` steps append its metrics to metrics.jsonl.
+        """Report a step; every `log_every` steps, and before each checkpoint, append its metrics to metrics.jsonl.
 
         Tensors are read only then: reading one waits for the device.
+
+        Raises:
+            TrainingError: one of them is not finite. So no checkpoint holds such weights.
         """
-        if step % self.config.log_every and step != steps:
+        due = not step % self.config.log_every or not step % self.config.checkpoint_every or step == steps
+        if not due and not self.stop.is_set():
             self.report.step(phase, step, steps, {})
             return
         now, (timed, then, before) = time.monotonic(), self._clock
@@ -197,9 +202,19 @@ def _same_training(job: Job) -> None:
             f"{job.folder} was trained with another config ({', '.join(changed)} differ); give the config it has, "
             f"another --run-id, or start anew from its weights with --checkpoint {job.folder} --run-id NEW"
         )
-    about = read_run(job.folder)
-    if about.get("seed") != job.seed:
-        raise UsageError(f"{job.folder} was trained with --seed {about.get('seed')}; give that, or another --run-id")
+    before, now = read_run(job.folder), describe(job)
+    if changed := [k for k, v in before.items() if v != now[k]]:
+        was = "; ".join(f"{k}: {before[k]}, now {now[k]}" for k in changed)
+        raise UsageError(
+            f"{job.folder} was trained otherwise ({was}); give what it was trained with, another --run-id, or start "
+            f"anew from its weights with --checkpoint {job.folder} --run-id NEW"
+        )
+
+
+def describe(job: Job) -> dict[str, Any]:
+    """What run.json says: the inputs as absolute paths, and the seed."""
+    zero, one = ([str(p.resolve()) for p in inputs] for inputs in (job.inputs0, job.inputs1))
+    return {"domain0": zero, "domain1": one, "seed": job.seed}
 
 
 def _same_nets(resumed: ckpt.Checkpoint, config: RFPix2pixModel, where: str) -> None:
@@ -242,8 +257,7 @@ def train(job: Job, report: Reporter) -> Path:
     run = open_run(job, report)
     run.folder.mkdir(parents=True, exist_ok=True)
     write_json(run.folder / "config.json", to_json(run.config))
-    inputs = {"domain0": [str(p.resolve()) for p in job.inputs0], "domain1": [str(p.resolve()) for p in job.inputs1]}
-    write_json(run.folder / "run.json", {**inputs, "seed": job.seed})
+    write_json(run.folder / "run.json", describe(job))
     _forget_metrics_after(run)
     with _signals(run.stop):
         net = train_saliency(run) if run.config.saliency_loss_weight else None

@@ -11,7 +11,7 @@ import pytest
 import torch
 from rfp.cli.main import app
 from rfp.train import checkpoint as ckpt
-from rfp.train.config import DEV
+from rfp.train.reading import DEV
 from trainings import TINY, draw_domains
 from typer.testing import CliRunner
 

@@ -6,21 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rfp.runtime import ConfigError
-from rfp.train.config import (
-    DEV,
-    PRESETS,
-    ConvSaliencyNet,
-    ResNetSaliencyNet,
-    RFPix2pixModel,
-    UNetConfig,
-    load_config,
-    parse_json,
-    presets,
-    schema,
-    table,
-    to_json,
-    validate,
-)
+from rfp.train.config import ConvSaliencyNet, ResNetSaliencyNet, RFPix2pixModel, UNetConfig, schema, table, to_json
+from rfp.train.reading import DEV, PRESETS, load_config, parse_json, presets, validate
 
 ISSUE_2 = """
 {"type": "RFPix2pixModel", "max_size": 128, "sample_batch_size": 8, "train_batch_size": 48, "train_minibatch_size": 24,

@@ -145,13 +145,16 @@ def test_a_finished_run_says_so_and_changes_nothing(work):
     assert {p: p.read_bytes() for p in (work / "whole").rglob("*") if p.is_file()} == before
 
 
-def test_another_config_or_seed_in_the_same_folder_is_refused_by_key(work):
+def test_another_config_seed_or_domain_in_the_same_folder_is_refused_by_name(work):
     with pytest.raises(UsageError, match=r"\(train_batch_size, velocity_net differ\)") as e:
         finish(job(work, "whole", train_batch_size=4, velocity_net=TINY["velocity_net"] | {"num_res_blocks": 2}))
     assert "--run-id" in str(e.value)
     other = Job(tiny(), (work / "dark",), (work / "bright",), work / "whole", seed=1, device="cpu")
-    with pytest.raises(UsageError, match="--seed 0"):
+    with pytest.raises(UsageError, match=r"\(seed: 0, now 1\)"):
         finish(other)
+    swapped = Job(tiny(), (work / "bright",), (work / "dark",), work / "whole", device="cpu")
+    with pytest.raises(UsageError, match="trained otherwise.*domain0.*domain1"):
+        finish(swapped)
 
 
 def test_a_longer_training_goes_on_in_the_same_folder(work, tmp_path):

@@ -1,0 +1,145 @@
+"""Reading configs: presets by name, `--dev`, `--set`, and every mistake at once with the nearest valid key."""
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ..runtime.errors import ConfigError
+from .config import ConvSaliencyNet, ResNetSaliencyNet, RFPix2pixModel, Strict, UNetConfig
+
+PRESETS = Path(__file__).parent.parent / "configs"
+
+DEV = {
+    "train_batch_size": 8,
+    "train_minibatch_size": 4,
+    "log_every": 1,
+    "sample_every": 25,
+    "checkpoint_every": 25,
+    "warmup_images": 80,
+}
+"""What `--dev` changes, before `--set`."""
+
+
+def presets() -> list[str]:
+    """Names of the configs that ship with rfp."""
+    return sorted(p.stem for p in PRESETS.glob("*.json") if p.stem != "schema")
+
+
+def load_config(name_or_path: str, overrides: list[str] | None = None, dev: bool = False) -> RFPix2pixModel:
+    """Read a preset by name or a JSON file by path, apply `--dev` and `--set KEY=VALUE`, and validate.
+
+    Raises:
+        ConfigError: no such config, not JSON, or mistakes in it (all of them, each with its path).
+    """
+    path = Path(name_or_path).expanduser()
+    if not path.is_file():
+        path = PRESETS / f"{name_or_path}.json"
+    if not path.is_file() or path.stem == "schema":
+        near = _nearest(name_or_path, presets())
+        raise ConfigError(f"{name_or_path}: neither a file nor a preset{near}. Presets: {', '.join(presets())}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{path}: cannot be read: {e}") from e
+    return override(parse_json(text, str(path)), overrides or [], dev, str(path))
+
+
+def override(values: dict[str, Any], overrides: list[str], dev: bool, where: str) -> RFPix2pixModel:
+    """Apply `--dev`, then each `--set KEY=VALUE`, and validate. Raises ConfigError."""
+    if dev:
+        values |= DEV
+    for assignment in overrides:
+        _apply(values, assignment)
+    return validate(values, where)
+
+
+def parse_json(text: str, where: str) -> dict[str, Any]:
+    """A JSON object; a key given twice is a mistake, not a silent choice."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [k for k, _ in pairs]
+        if twice := {k for k in keys if keys.count(k) > 1}:
+            raise ConfigError(f"{where}: {', '.join(sorted(twice))} given twice")
+        return dict(pairs)
+
+    try:
+        values = json.loads(text, object_pairs_hook=unique)
+    except json.JSONDecodeError as e:
+        raise ConfigError(f"{where}: line {e.lineno}, column {e.colno}: not JSON: {e.msg}") from e
+    except (RecursionError, ValueError) as e:  # ValueError: a number of thousands of digits
+        raise ConfigError(f"{where}: not a config: {e}") from e
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where}: expected a JSON object, found {type(values).__name__}")
+    return values
+
+
+def _apply(values: dict[str, Any], assignment: str) -> None:
+    key, equals, text = assignment.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {assignment}: expected KEY=VALUE, e.g. velocity_net.model_channels=64")
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = text
+    *parents, last = key.split(".")
+    for parent in parents:
+        child = values.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"--set {assignment}: {parent} has no keys of its own")
+        values = child
+    values[last] = value
+
+
+def validate(values: dict[str, Any], where: str = "config") -> RFPix2pixModel:
+    """Validate a parsed config. Raises ConfigError listing every mistake."""
+    try:
+        return RFPix2pixModel.model_validate(values)
+    except ValidationError as e:
+        lines = [_explain(error) for error in e.errors()]
+        count = "1 mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
+        raise ConfigError(f"{where}: {count}\n" + "\n".join(f"  {line}" for line in lines)) from e
+
+
+def _explain(error: Any) -> str:
+    names = [part for i, part in enumerate(error["loc"]) if not (i == 1 and part in TAGS)]  # the union's tag
+    path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in names).lstrip(".")
+    match error["type"]:
+        case "extra_forbidden":
+            return f"{path}: unknown key{_nearest(str(names[-1]), _keys_at(error['loc'][:-1]))}"
+        case "union_tag_invalid" | "literal_error":
+            allowed = [
+                str(v).strip("' ")
+                for v in (error["ctx"].get("expected_tags") or error["ctx"]["expected"])
+                .replace(" or ", ", ")
+                .split(",")
+            ]
+            found = error["ctx"].get("tag", error["input"])
+            kind = ".type" if error["type"] == "union_tag_invalid" else ""
+            return f"{path}{kind}: {found!r} is not one of {', '.join(allowed)}{_nearest(str(found), allowed)}"
+        case "union_tag_not_found":
+            return f"{path}.type: missing; one of {', '.join(sorted(TAGS))}"
+        case "value_error":
+            return f"{path or 'config'}: {error['ctx']['error']}"
+        case _:
+            return f"{path}: {error['msg'][0].lower() + error['msg'][1:]}, found {error['input']!r}"
+
+
+TAGS = {"ResNetSaliencyNet", "ConvSaliencyNet"}
+MODELS: dict[Any, type[Strict]] = {
+    "velocity_net": UNetConfig,
+    "ResNetSaliencyNet": ResNetSaliencyNet,
+    "ConvSaliencyNet": ConvSaliencyNet,
+}
+
+
+def _keys_at(loc: tuple[Any, ...]) -> list[str]:
+    model: type[Strict] = MODELS.get(loc[-1], RFPix2pixModel) if loc else RFPix2pixModel
+    return list(model.model_fields)
+
+
+def _nearest(word: str, words: list[str]) -> str:
+    close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
