@@ -93,7 +93,8 @@ def resolve(
 ) -> "Job":
     """What the options ask for. Raises UsageError, ConfigError, CheckpointError."""
     from ..train import checkpoint as ckpt
-    from ..train.reading import load_config
+    from ..train.config import to_json
+    from ..train.reading import load_config, override
     from ..train.run import Job, default_run_id, read_run
 
     start, folder, before = None, None, dict[str, Any]()
@@ -106,13 +107,12 @@ def resolve(
             raise UsageError(
                 f"{folder} has a newer checkpoint than {start.name}; give --run-id NEW to branch off from this one"
             )
-    settings = load_config(config, overrides, dev) if config else None
-    if settings is None:
-        if start is None:
-            raise UsageError("give --config, a preset by name or a JSON file (or --checkpoint, to go on with a run)")
-        settings = ckpt.load(start).config
-        if overrides or dev:
-            settings = load_config_over(settings, overrides, dev, str(start))
+    if config:
+        settings = load_config(config, overrides, dev)
+    elif start:
+        settings = override(to_json(ckpt.load(start).config), overrides or [], dev, str(start))
+    else:
+        raise UsageError("give --config, a preset by name or a JSON file (or --checkpoint, to go on with a run)")
     seed = before.get("seed", 0) if seed is None else seed
     inputs = []
     for name, given in (("domain0", domain0), ("domain1", domain1)):
@@ -123,14 +123,6 @@ def resolve(
     if folder is None:
         folder = runs / (run_id or default_run_id(config or "run", settings, inputs[0], inputs[1], seed))
     return Job(settings, inputs[0], inputs[1], folder, seed, device, start)
-
-
-def load_config_over(config: Any, overrides: list[str] | None, dev: bool, where: str) -> Any:
-    """A checkpoint's config with `--dev` and `--set` applied. Raises ConfigError."""
-    from ..train.config import to_json
-    from ..train.reading import override
-
-    return override(to_json(config), overrides or [], dev, where)
 
 
 @contextmanager

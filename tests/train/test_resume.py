@@ -153,7 +153,7 @@ def test_another_config_seed_or_domain_in_the_same_folder_is_refused_by_name(wor
     with pytest.raises(UsageError, match=r"\(seed: 0, now 1\)"):
         finish(other)
     swapped = Job(tiny(), (work / "bright",), (work / "dark",), work / "whole", device="cpu")
-    with pytest.raises(UsageError, match="trained otherwise.*domain0.*domain1"):
+    with pytest.raises(UsageError, match=r"trained otherwise.*domain0.*domain1"):
         finish(swapped)
 
 
@@ -292,3 +292,12 @@ def test_the_state_of_another_net_is_refused(work, tmp_path):
         there = Job(tiny(train_images=40), (work / "dark",), (work / "bright",), tmp_path / "run", device="cpu")
         with pytest.raises(CheckpointError, match="of another net"):
             finish(there)
+
+
+def test_a_loss_that_is_not_finite_never_reaches_a_checkpoint(work):
+    rates = {"learning_rate": 1e30, "gradient_clip": 1e30, "warmup_images": 0}
+    wild = job(work, "wild", log_every=1000, checkpoint_every=1, **rates)
+    with pytest.raises(TrainingError, match="not finite"):
+        finish(wild)
+    saved = [ckpt.load(p).tensors for p in ckpt.checkpoints(work / "wild")]
+    assert all(bool(t.isfinite().all()) for tensors in saved for t in tensors.values() if t.is_floating_point())
