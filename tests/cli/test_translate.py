@@ -84,7 +84,10 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(work):
     bundles.write_bundle(work / "b", bundles.blur())
     for i in range(400):
         Image.fromarray(np.full((64, 64, 3), i % 256, np.uint8)).save(work / "in [x]" / f"many {i}.png")
-    command = [sys.executable, "-m", "rfp", "translate", "b", "in [x]", "-o", "out", "--steps", "200"]
+    # A background job is born with SIGINT ignored, and CI may run as one: take it up again as at a keyboard.
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    start = f"{listen}; from rfp.cli.main import main; main()"
+    command = [sys.executable, "-c", start, "translate", "b", "in [x]", "-o", "out", "--steps", "200"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         for _ in range(600):
             if (work / "out").is_dir() and any((work / "out").glob("*.png")):
