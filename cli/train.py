@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from ..runtime.errors import MissingExtraError, UsageError
 
@@ -136,11 +138,18 @@ def reporter() -> Iterator["ConsoleReporter"]:
 
 
 class ConsoleReporter:
-    """Shows phase, losses, accuracy, images/s and time left."""
+    """Shows phase, progress and time left on one line, and the latest losses, accuracy and images/s below it."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._bar: Progress | None = None
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._live = Live(self._progress, console=console)
         self._task: Any = None
         self._phase = ""
 
@@ -150,36 +159,26 @@ class ConsoleReporter:
 
     def step(self, phase: str, step: int, steps: int, metrics: dict[str, float]) -> None:
         """After every step; `metrics` only where they were logged."""
-        figures = "  ".join(
-            f"{name.replace('images_per_second', 'images/s')} {_figure(name, v)}" for name, v in metrics.items()
-        )
+        figures = "  ".join(_figure(name, value) for name, value in metrics.items())
         if not self._console.is_terminal:
             if metrics:
                 self.note(f"{phase} {step}/{steps}  {figures}")
             return
-        if self._bar is None:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.completed}/{task.total}"),
-                TimeRemainingColumn(),
-            )
-            self._bar = Progress(*columns, TextColumn("{task.fields[figures]}", markup=False), console=self._console)
-            self._bar.start()
         if phase != self._phase:
             if self._task is not None:
-                self._bar.remove_task(self._task)
-            self._task, self._phase = self._bar.add_task(phase, total=steps, figures=""), phase
-        self._bar.update(self._task, completed=step)
+                self._progress.remove_task(self._task)
+            self._task, self._phase = self._progress.add_task(phase, total=steps), phase
+            self._live.start()
+        self._progress.update(self._task, completed=step, total=steps)
         if figures:
-            self._bar.update(self._task, figures=figures)
+            self._live.update(Group(self._progress, Text(f"  {figures}", no_wrap=True, overflow="ellipsis")))
 
     def close(self) -> None:
         """End the bar, so that what follows starts on a line of its own."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        self._live.stop()
 
 
 def _figure(name: str, value: float) -> str:
-    return f"{value:.1%}" if name == "accuracy" else f"{value:.3g}"
+    if name == "images_per_second":
+        return f"{value:.3g} images/s"
+    return f"{name} {value:.1%}" if name == "accuracy" else f"{name} {value:.3g}"

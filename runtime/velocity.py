@@ -55,8 +55,8 @@ class Velocity:
     """v(x, t) of a bundle: x float32 [B, 3, H, W] in [-1, 1] and t in [0, 1] → velocity float32 [B, 3, H, W].
 
     On the CPU every image of a batch is a call of its own, so a result never depends on its batch. With as many images
-    as cores each core runs one call at one thread (measured on 2 cores at 64 px: 15.5 ms an image, against 30 ms as
-    one call on all threads); with fewer, one call has all threads.
+    as cores each core runs one call at one thread: 1.2 times as fast as one call on all threads, 1.7 times as fast as
+    one by one (64 px, 2 cores: benchmarks/RESULTS.md). With fewer images, one call has all threads.
     """
 
     def __init__(self, bundle: Bundle, device: str = "auto") -> None:
