@@ -7,13 +7,13 @@ import torch
 
 from ..runtime.bundle import METADATA_KEY, Manifest
 from ..runtime.errors import ExportError
-from ..train.unet import UNet
+from ..train.velocity_net import VelocityNet
 
 OPSET = 20
 """From opset 21 on, GroupNormalization has no CPU kernel in ONNX Runtime and is taken apart: up to 15 % slower."""
 
 
-def export_onnx(net: UNet, manifest: Manifest, path: Path) -> None:
+def export_onnx(net: VelocityNet, manifest: Manifest, path: Path) -> None:
     """Write `net` to `path` with the manifest in its metadata.
 
     Inputs `x` [B, C, H, W] float32 and `t` [1] float32, shared by the batch; output `velocity` like `x`.
@@ -24,7 +24,7 @@ def export_onnx(net: UNet, manifest: Manifest, path: Path) -> None:
     import onnx
 
     multiple = net.config.multiple
-    x = torch.zeros(2, 3, 2 * multiple, 4 * multiple)
+    x = torch.zeros(2, net.channels, 2 * multiple, 4 * multiple)
     height, width = torch.export.Dim("h"), torch.export.Dim("w")
     shapes = {"x": {0: torch.export.Dim("B"), 2: multiple * height, 3: multiple * width}, "t": {}}
     with warnings.catch_warnings():

@@ -10,7 +10,7 @@ from ..runtime.errors import ExportError
 from ..runtime.euler import integrate
 from ..runtime.pixels import Float, Uint8, to_float, to_uint8
 from ..runtime.velocity import Velocity
-from ..train.unet import UNet
+from ..train.velocity_net import VelocityNet
 
 FLOOR_PSNR = 80.0
 """dB, for a float32 graph, over the range [-1, 1]."""
@@ -28,7 +28,7 @@ class Parity:
     cases: int
 
 
-def prove(net: UNet, bundle: Bundle, pictures: tuple[Uint8, Uint8]) -> Parity:
+def prove(net: VelocityNet, bundle: Bundle, pictures: tuple[Uint8, Uint8]) -> Parity:
     """Integrate both over real pictures: two sizes, batch 1 and 4, both directions.
 
     `pictures` are uint8 [N, H, W, 3] of domain 0 and domain 1.

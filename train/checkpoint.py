@@ -22,7 +22,7 @@ from ..runtime.files import write_aside
 from .config import RFPix2pixModel, to_json
 from .reading import parse_json, validate
 from .saliency import SaliencyNet, build_saliency_net
-from .unet import UNet
+from .velocity_net import VelocityNet, build_velocity_net
 
 FORMAT = 1
 PHASES = ("saliency", "velocity")
@@ -51,11 +51,11 @@ class Checkpoint:
         prefix = name + "."
         return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
 
-    def velocity(self) -> UNet:
+    def velocity(self) -> VelocityNet:
         """The averaged velocity net, in evaluation mode, on the CPU. Raises CheckpointError."""
         if not (state := self.part("velocity_ema")):
             raise CheckpointError("this checkpoint is from the saliency phase: it holds no velocity net yet; train on")
-        return fit(lambda: UNet(self.config.velocity_net), state)
+        return fit(lambda: build_velocity_net(self.config), state)
 
     def saliency(self) -> SaliencyNet | None:
         """The domain classifier, in evaluation mode, or None where the training has none. Raises CheckpointError."""

@@ -8,93 +8,13 @@ import math
 import types
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from .net_config import ConvSaliencyNet, DiTConfig, Positive, ResNetSaliencyNet, Strict, UNetConfig
 
 Augmentation = Literal["color_jitter", "grayscale", "hflip", "random_erasing"]
-Positive = Annotated[int, Field(ge=1)]
-Channels = Annotated[int, Field(ge=1, le=16384)]
-"""Bounded, like every size of a net: a config comes with a checkpoint, which may come from a stranger."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
-
-
-class Strict(BaseModel):
-    """Unknown keys are errors, and so are numbers written as strings."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class UNetConfig(Strict):
-    """The velocity field v(x_t, t): a UNet with FiLM time conditioning and a zero-initialised output."""
-
-    type: Literal["UNet"] = "UNet"
-    model_channels: Channels = Field(128, description="Channels of the first level.")
-    ch_mult: list[Annotated[int, Field(ge=1, le=64)]] = Field(
-        [1, 2, 4, 8, 8],
-        min_length=1,
-        max_length=8,
-        description="Channels of each level as a multiple of `model_channels`.",
-    )
-    num_res_blocks: Annotated[int, Field(ge=1, le=16)] = Field(2, description="Residual blocks per level.")
-    normalization: Literal["GroupNorm32", "LayerNorm"] = Field(
-        "GroupNorm32", description="Up to 32 groups of 8 or more channels, or one group (LayerNorm over C, H, W)."
-    )
-    activation: Literal["SiLU", "GELU", "ReLU"] = Field("SiLU", description="Nonlinearity of every block.")
-    zero_res_blocks: bool = Field(False, description="Start every residual block as the identity.")
-    attention_resolutions: list[Positive] = Field(
-        [], description="Downsampling factors at which levels get self-attention, e.g. `[8, 16]`."
-    )
-    num_attention_heads: Positive = Field(8, description="Heads of each self-attention.")
-    patch_size: Literal[1, 2, 4] = Field(
-        1, description="Pixels per side folded into channels at the door: 2 makes a step about 4× cheaper."
-    )
-
-    @property
-    def multiple(self) -> int:
-        """Height and width must be multiples of this."""
-        return int(self.patch_size * 2 ** (len(self.ch_mult) - 1))
-
-    @model_validator(mode="after")
-    def _heads_divide_channels(self) -> "UNetConfig":
-        factors = [self.patch_size * 2**level for level in range(len(self.ch_mult))]
-        problems = [
-            f"num_attention_heads {self.num_attention_heads} does not divide the {self.model_channels * m} channels "
-            f"at 1/{factor}"
-            for factor, m in zip(factors, self.ch_mult, strict=True)
-            if factor in self.attention_resolutions and self.model_channels * m % self.num_attention_heads
-        ]
-        if unknown := [r for r in self.attention_resolutions if r not in factors]:
-            problems.append(f"attention_resolutions {unknown}: this net has the downsampling factors {factors}")
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
-
-
-class ResNetSaliencyNet(Strict):
-    """The domain classifier with an ImageNet backbone; h is its `latent_channels` features."""
-
-    type: Literal["ResNetSaliencyNet"] = "ResNetSaliencyNet"
-    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = Field(
-        "resnet50", description="torchvision's ResNet."
-    )
-    num_classes: Literal[2] = Field(2, description="The two domains.")
-    pretrained: bool = Field(True, description="Start from ImageNet weights: torchvision's cache, or its download.")
-    weights: str | None = Field(None, description="A state-dict file to start from instead, e.g. on a machine offline.")
-    latent_channels: Channels = Field(512, description="Features h, the input of the last linear layer.")
-
-
-class ConvSaliencyNet(Strict):
-    """A small domain classifier trained from scratch, for small images and CPUs."""
-
-    type: Literal["ConvSaliencyNet"] = "ConvSaliencyNet"
-    channels: list[Channels] = Field(
-        [32, 64, 128],
-        min_length=1,
-        max_length=8,
-        description="Channels of its strided convolutions, each half the last one's size.",
-    )
-    num_classes: Literal[2] = Field(2, description="The two domains.")
-    latent_channels: Channels = Field(128, description="Features h, the input of the last linear layer.")
 
 
 class RFPix2pixModel(Strict):
@@ -165,10 +85,17 @@ class RFPix2pixModel(Strict):
     cache_megabytes: Annotated[int, Field(ge=0)] = Field(
         1024, description="Memory for decoded pictures per domain; what does not fit is decoded again."
     )
-    velocity_net: UNetConfig = Field(default_factory=lambda: UNetConfig(), description="The velocity net.")
+    velocity_net: UNetConfig | DiTConfig = Field(
+        default_factory=lambda: UNetConfig(), discriminator="type", description="The velocity net."
+    )
     saliency_net: ResNetSaliencyNet | ConvSaliencyNet = Field(
         default_factory=lambda: ResNetSaliencyNet(), discriminator="type", description="The domain classifier."
     )
+
+    @field_validator("velocity_net", mode="before")
+    @classmethod
+    def _a_unet_unless_said(cls, value: Any) -> Any:
+        return {"type": "UNet"} | value if isinstance(value, dict) else value
 
     @model_validator(mode="after")
     def _fits_together(self) -> "RFPix2pixModel":
@@ -190,6 +117,20 @@ class RFPix2pixModel(Strict):
         """Optimiser steps of the velocity phase."""
         return math.ceil(self.train_images / self.train_batch_size)
 
+    @property
+    def channels(self) -> int:
+        """Channels of what the velocity net moves: those of a picture."""
+        return 3
+
+
+def nets() -> dict[str, dict[str, type[Strict]]]:
+    """For each key that holds one of several nets, their configs by `type`."""
+    return {
+        name: {model.model_fields["type"].default: model for model in get_args(field.annotation)}
+        for name, field in RFPix2pixModel.model_fields.items()
+        if field.discriminator
+    }
+
 
 def to_json(config: RFPix2pixModel) -> dict[str, Any]:
     """The whole config as plain JSON values, every default spelled out."""
@@ -204,18 +145,14 @@ def schema() -> dict[str, Any]:
 def table() -> str:
     """The README's table of config keys, in Markdown."""
     rows = ["| key | default | meaning |", "| --- | --- | --- |"]
-    models: list[tuple[str, type[Strict]]] = [
-        ("", RFPix2pixModel),
-        ("velocity_net.", UNetConfig),
-        ("saliency_net.", ResNetSaliencyNet),
-        ("saliency_net.", ConvSaliencyNet),
-    ]
-    for prefix, model in models:
+    models: list[tuple[str, str, type[Strict]]] = [("", "", RFPix2pixModel)]
+    models += [(f"{key}.", tag, model) for key, choices in nets().items() for tag, model in choices.items()]
+    for prefix, tag, model in models:
         if prefix:
             about = (model.__doc__ or "").strip().splitlines()[0]
-            rows.append(f"| **{prefix}** `{model.__name__.removesuffix('Config')}` | | {about} |")
+            rows.append(f"| **{prefix}** `{tag}` | | {about} |")
         for name, field in model.model_fields.items():
-            if name in ("type", "schema_", "velocity_net", "saliency_net"):
+            if name in ("type", "schema_") or field.discriminator:
                 continue
             choices = _choices(field.annotation)
             rows.append(f"| `{prefix}{name}` | `{json.dumps(field.default)}` | {field.description}{choices} |")

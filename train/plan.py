@@ -8,7 +8,7 @@ from torch import nn
 from .config import RFPix2pixModel
 from .run import Job, Reporter, open_run
 from .saliency import build_saliency_net
-from .unet import UNet
+from .velocity_net import VelocityNet, build_velocity_net
 
 
 def plan(job: Job, report: Reporter) -> list[str]:
@@ -32,7 +32,7 @@ def plan(job: Job, report: Reporter) -> list[str]:
         f"coupling  {coupling}",
     ]
     with torch.device("meta"):
-        velocity = UNet(config.velocity_net)
+        velocity = build_velocity_net(config)
         saliency = build_saliency_net(config.saliency_net, load_weights=False) if config.saliency_loss_weight else None
     if saliency:
         lines.append(
@@ -56,10 +56,10 @@ def parameters(net: nn.Module) -> int:
     return sum(p.numel() for p in net.parameters())
 
 
-def memory(config: RFPix2pixModel, velocity: UNet, saliency: nn.Module | None) -> int:
+def memory(config: RFPix2pixModel, velocity: VelocityNet, saliency: nn.Module | None) -> int:
     """Estimated bytes of phase 2: weights, gradient, two moments and the average, and one minibatch's activations."""
     side, n = config.max_size, config.train_minibatch_size
-    x = torch.empty(1, 3, side, side, device="meta")
+    x = torch.empty(1, config.channels, side, side, device="meta")
     activations = saved_bytes(lambda: velocity(x, torch.empty(1, device="meta")))
     if saliency:  # forward mode keeps the primal and what the tangent's gradient needs
         activations += 2 * saved_bytes(lambda: saliency.eval()(x))

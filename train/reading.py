@@ -8,7 +8,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..runtime.errors import ConfigError
-from .config import ConvSaliencyNet, ResNetSaliencyNet, RFPix2pixModel, Strict, UNetConfig
+from .config import RFPix2pixModel, nets
+from .net_config import Strict
 
 PRESETS = Path(__file__).parent.parent / "configs"
 
@@ -104,7 +105,7 @@ def validate(values: dict[str, Any], where: str = "config") -> RFPix2pixModel:
 
 
 def _explain(error: Any) -> str:
-    names = [part for i, part in enumerate(error["loc"]) if not (i == 1 and part in TAGS)]  # the union's tag
+    names = [part for i, part in enumerate(error["loc"]) if not (i == 1 and part in MODELS)]  # the union's tag
     path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in names).lstrip(".")
     match error["type"]:
         case "extra_forbidden":
@@ -120,23 +121,18 @@ def _explain(error: Any) -> str:
             kind = ".type" if error["type"] == "union_tag_invalid" else ""
             return f"{path}{kind}: {found!r} is not one of {', '.join(allowed)}{_nearest(str(found), allowed)}"
         case "union_tag_not_found":
-            return f"{path}.type: missing; one of {', '.join(sorted(TAGS))}"
+            return f"{path}.type: missing; one of {', '.join(sorted(nets()[path]))}"
         case "value_error":
             return f"{path or 'config'}: {error['ctx']['error']}"
         case _:
             return f"{path}: {error['msg'][0].lower() + error['msg'][1:]}, found {error['input']!r}"
 
 
-TAGS = {"ResNetSaliencyNet", "ConvSaliencyNet"}
-MODELS: dict[Any, type[Strict]] = {
-    "velocity_net": UNetConfig,
-    "ResNetSaliencyNet": ResNetSaliencyNet,
-    "ConvSaliencyNet": ConvSaliencyNet,
-}
+MODELS: dict[Any, type[Strict]] = {tag: model for choices in nets().values() for tag, model in choices.items()}
 
 
 def _keys_at(loc: tuple[Any, ...]) -> list[str]:
-    model: type[Strict] = MODELS.get(loc[-1], RFPix2pixModel) if loc else RFPix2pixModel
+    model = MODELS.get(loc[-1], RFPix2pixModel) if loc else RFPix2pixModel
     return list(model.model_fields)
 
 

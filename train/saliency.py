@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..runtime.errors import TrainingError, UsageError
-from . import config as c
+from . import net_config as c
 from .unet import GroupNorm32
 
 

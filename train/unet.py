@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import UNetConfig
+from .net_config import UNetConfig
 
 
 def timestep_embedding(t: Tensor, channels: int) -> Tensor:
@@ -100,14 +100,14 @@ class Level(nn.Module):
 
 
 class UNet(nn.Module):
-    """v(x_t, t): x [B, 3, H, W] and t [B] or [1] in [0, 1] → velocity [B, 3, H, W].
+    """v(x_t, t): x [B, channels, H, W] and t [B] or [1] in [0, 1] → velocity like x.
 
     H and W must be multiples of `config.multiple`. A new net returns exactly 0 (zero-initialised output).
     """
 
-    def __init__(self, config: UNetConfig, channels: int = 3) -> None:
+    def __init__(self, config: UNetConfig, channels: int) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.channels = config, channels
         base, p = config.model_channels, config.patch_size
         widths = [base * m for m in config.ch_mult]
         attends = [p * 2**level in config.attention_resolutions for level in range(len(widths))]

@@ -17,7 +17,7 @@ from .coupling import Pair, batches, embed, nearest, random_pairs, structure_pai
 from .loss import Features, losses, measure_scales
 from .run import Interrupted, Run
 from .saliency import SaliencyNet
-from .unet import UNet
+from .velocity_net import VelocityNet, build_velocity_net
 
 
 def train_velocity(run: Run, saliency: SaliencyNet | None) -> None:
@@ -30,7 +30,7 @@ def train_velocity(run: Run, saliency: SaliencyNet | None) -> None:
     config, resumed = run.config, run.resumed
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
-        v = UNet(config.velocity_net).to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        v = build_velocity_net(config).to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     ema = copy.deepcopy(v).requires_grad_(False).eval()
     optimizer = torch.optim.AdamW(v.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     step = 0
@@ -60,7 +60,7 @@ def train_velocity(run: Run, saliency: SaliencyNet | None) -> None:
 
 
 def velocity_step(
-    run: Run, v: UNet, h: Features | None, optimizer: torch.optim.Optimizer, x0: Tensor, x1: Tensor, step: int
+    run: Run, v: VelocityNet, h: Features | None, optimizer: torch.optim.Optimizer, x0: Tensor, x1: Tensor, step: int
 ) -> dict[str, Tensor | float]:
     """One update of v on coupled pictures x0, x1 [B, 3, H, W]; returns the figures to log."""
     config, size = run.config, len(x0)
@@ -113,19 +113,19 @@ def learning_rate(config: RFPix2pixModel, step: int) -> float:
 
 
 @torch.no_grad()
-def average(ema: UNet, v: UNet, decay: float, step: int) -> None:
+def average(ema: VelocityNet, v: VelocityNet, decay: float, step: int) -> None:
     """ema ← ema + (1 − d)·(v − ema), with d rising to `decay` so that the first weights are soon forgotten."""
     d = min(decay, (1 + step) / (10 + step))
     torch._foreach_lerp_(list(ema.parameters()), list(v.parameters()), 1 - d)
 
 
 @torch.no_grad()
-def translate(v: UNet, x: Tensor, steps: int, t0: float = 0.0, t1: float = 1.0) -> Tensor:
+def translate(v: VelocityNet, x: Tensor, steps: int, t0: float = 0.0, t1: float = 1.0) -> Tensor:
     """Integrate the velocity net over pictures [B, 3, H, W] in [-1, 1] on the net's device."""
     return integrate(lambda x, t: v(x, torch.full((1,), t, device=x.device)), x, steps, t0, t1)
 
 
-def write_samples(run: Run, ema: UNet, step: int) -> None:
+def write_samples(run: Run, ema: VelocityNet, step: int) -> None:
     """samples/step-N.png: input | output for the run's fixed pictures, by the averaged weights."""
     x0 = run.samples()[0]
     out = to_uint8(translate(ema, run.tensor(x0), run.config.num_inference_steps).cpu().numpy())

@@ -18,7 +18,7 @@ from rfp.runtime.bundle import METADATA_KEY
 from rfp.runtime.velocity import Velocity
 from rfp.train import checkpoint as ckpt
 from rfp.train.config import to_json
-from rfp.train.unet import UNet
+from rfp.train.velocity_net import build_velocity_net
 from trainings import TINY, noisy, tiny
 from typer.testing import CliRunner
 
@@ -27,13 +27,14 @@ ATTENTION = TINY["velocity_net"] | {
     "num_attention_heads": 4,
     "normalization": "LayerNorm",
 }
+DIT = {"type": "DiT", "patch_size": 2, "hidden_size": 16, "depth": 2, "num_attention_heads": 2}
 
 
 def write_run(root, phase="velocity", **changes):
     """A run folder with a checkpoint of a net that does something."""
     config = tiny(**changes)
     torch.manual_seed(1)
-    nets = [UNet(config.velocity_net) for _ in range(2)]
+    nets = [build_velocity_net(config) for _ in range(2)]
     for p in nets[0].parameters():
         torch.nn.init.normal_(p, std=0.15)
     tensors = {f"velocity_ema.{k}": v for k, v in nets[0].state_dict().items()}
@@ -99,12 +100,12 @@ def test_the_graph_is_the_averaged_net_at_any_batch_height_and_width(run, bundle
         np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max(), rtol=1e-4)
 
 
-@pytest.mark.parametrize("net", [ATTENTION, TINY["velocity_net"] | {"patch_size": 2, "activation": "GELU"}])
+@pytest.mark.parametrize("net", [ATTENTION, TINY["velocity_net"] | {"patch_size": 2, "activation": "GELU"}, DIT])
 def test_other_nets_export_and_pass_their_proof(tmp_path, net):
     parity = export_bundle(write_run(tmp_path / "run", velocity_net=net), tmp_path / "b")
     assert parity.psnr >= FLOOR_PSNR and parity.cases == 6
     checkpoint = ckpt.load(ckpt.find(tmp_path / "run"))
-    for shape in ((3, 8, 20), (1, 16, 16)):
+    for shape in ((3, 8, 20), (1, 16, 16), (2, 40, 4)):
         x = pictures(*shape)
         (got,) = session(tmp_path / "b").run(["velocity"], {"x": x, "t": np.array([0.4], np.float32)})
         with torch.no_grad():

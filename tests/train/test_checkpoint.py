@@ -8,7 +8,7 @@ import torch
 from rfp.runtime import CheckpointError, UsageError
 from rfp.train import checkpoint as ckpt
 from rfp.train.config import to_json
-from rfp.train.unet import UNet
+from rfp.train.velocity_net import build_velocity_net
 from safetensors.torch import save_file
 from trainings import tiny
 
@@ -17,7 +17,7 @@ from trainings import tiny
 def made(tmp_path):
     """A checkpoint of a net that nobody trained."""
     torch.manual_seed(0)
-    net = UNet(tiny().velocity_net)
+    net = build_velocity_net(tiny())
     tensors = {
         f"{part}.{k}": v.clone() for part in ("velocity_net", "velocity_ema") for k, v in net.state_dict().items()
     }

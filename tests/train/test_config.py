@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rfp.runtime import ConfigError
-from rfp.train.config import ConvSaliencyNet, ResNetSaliencyNet, RFPix2pixModel, UNetConfig, schema, table, to_json
+from rfp.train.config import RFPix2pixModel, nets, schema, table, to_json
+from rfp.train.net_config import ConvSaliencyNet, DiTConfig, ResNetSaliencyNet, UNetConfig
 from rfp.train.reading import DEV, PRESETS, load_config, parse_json, presets, validate
 
 ISSUE_2 = """
@@ -98,6 +99,17 @@ def test_a_classifier_of_no_known_type_is_refused(net, said):
     assert said in complaint({"saliency_net": net})
 
 
+def test_the_velocity_net_is_a_unet_unless_it_says_otherwise():
+    assert isinstance(validate({"velocity_net": {"model_channels": 16}}).velocity_net, UNetConfig)
+    config = validate({"velocity_net": {"type": "DiT", "depth": 3, "mlp_ratio": 3}})
+    assert isinstance(config.velocity_net, DiTConfig) and config.velocity_net.depth == 3
+    assert validate(to_json(config)) == config
+    text = complaint({"velocity_net": {"type": "DIT"}})
+    assert "velocity_net.type: 'DIT' is not one of UNet, DiT; did you mean DiT?" in text
+    text = complaint({"velocity_net": {"type": "DiT", "ch_mult": [1], "hidden_sise": 8}})
+    assert "velocity_net.ch_mult: unknown key" in text and "hidden_sise: unknown key; did you mean hidden_size" in text
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [
@@ -106,6 +118,12 @@ def test_a_classifier_of_no_known_type_is_refused(net, said):
         ({"flow_loss_weight": 0, "saliency_loss_weight": 0}, "nothing to learn from"),
         ({"velocity_net": {"attention_resolutions": [3, 8]}}, "attention_resolutions [3]: this net has the"),
         ({"velocity_net": {"attention_resolutions": [8], "num_attention_heads": 7}}, "7 does not divide the 1024"),
+        ({"velocity_net": {"type": "DiT", "hidden_size": 64}}, "num_attention_heads 6 does not divide hidden_size 64"),
+        ({"velocity_net": {"type": "DiT", "hidden_size": 66}}, "hidden_size 66 is not a multiple of 4"),
+        (
+            {"velocity_net": {"type": "DiT", "patch_size": 12}},
+            "max_size 128 is not a multiple of the velocity net's 12",
+        ),
         ({"learning_rate": float("nan")}, "learning_rate: input should be"),
         ({"velocity_net": {"model_channels": 10**9}}, "velocity_net.model_channels: input should be less"),
     ],
@@ -198,15 +216,13 @@ def test_the_schema_on_disk_is_the_models():
 
 def test_the_table_lists_every_key_with_its_default_and_meaning():
     rows = table().splitlines()
-    for prefix, model in (
-        ("", RFPix2pixModel),
-        ("velocity_net.", UNetConfig),
-        ("saliency_net.", ResNetSaliencyNet),
-        ("saliency_net.", ConvSaliencyNet),
-    ):
+    assert nets()["velocity_net"] == {"UNet": UNetConfig, "DiT": DiTConfig}
+    models = [("", RFPix2pixModel)]
+    models += [(f"{key}.", model) for key, choices in nets().items() for model in choices.values()]
+    for prefix, model in models:
         for name, field in model.model_fields.items():
             assert field.description or name == "type", name
-            if name not in ("type", "schema_", "velocity_net", "saliency_net"):
+            if name not in ("type", "schema_", *nets()):
                 assert any(r.startswith(f"| `{prefix}{name}` | `") and field.description in r for r in rows), name
     assert all(row.count("|") == 4 for row in rows)
 
@@ -219,9 +235,11 @@ json_values = st.recursive(
 keys = st.sampled_from(
     [
         "UNet",
+        "DiT",
         "ConvSaliencyNet",
         "type",
         *UNetConfig.model_fields,
+        *DiTConfig.model_fields,
         *ConvSaliencyNet.model_fields,
         *RFPix2pixModel.model_fields,
     ]

@@ -3,10 +3,10 @@ import copy
 import pytest
 import torch
 from rfp.runtime import integrate
-from rfp.train.config import ConvSaliencyNet, ResNetSaliencyNet
 from rfp.train.loss import interpolate, losses, measure_scales, see
+from rfp.train.net_config import ConvSaliencyNet, ResNetSaliencyNet
 from rfp.train.saliency import build_saliency_net
-from rfp.train.unet import UNet
+from rfp.train.velocity_net import build_velocity_net
 from torch.func import functional_call, jacrev
 from trainings import tiny
 
@@ -27,7 +27,7 @@ def images(n, size=16, seed=1):
 def velocity():
     """A net that does something: a new one returns 0."""
     torch.manual_seed(3)
-    net = UNet(tiny().velocity_net).double()
+    net = build_velocity_net(tiny()).double()
     for p in net.parameters():
         torch.nn.init.normal_(p, std=0.2)
     return net

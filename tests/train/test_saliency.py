@@ -5,7 +5,7 @@ import pytest
 import torch
 from rfp.runtime import TrainingError, UsageError
 from rfp.train import saliency_phase
-from rfp.train.config import ConvSaliencyNet, ResNetSaliencyNet
+from rfp.train.net_config import ConvSaliencyNet, ResNetSaliencyNet
 from rfp.train.run import Job, open_run
 from rfp.train.saliency import (
     accuracy,

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from rfp.train.config import UNetConfig
+from rfp.train.net_config import UNetConfig
 from rfp.train.unet import UNet, timestep_embedding
 
 SMALL = {"model_channels": 8, "ch_mult": [1, 2], "num_res_blocks": 1}
@@ -10,7 +10,7 @@ ATTENTION = {"attention_resolutions": [2], "num_attention_heads": 4}
 def net(seed=0, random=True, **changes):
     """A net with every weight drawn, so that nothing starts as zero."""
     torch.manual_seed(seed)
-    v = UNet(UNetConfig(**(SMALL | changes))).eval()
+    v = UNet(UNetConfig(**(SMALL | changes)), 3).eval()
     for p in v.parameters() if random else ():
         torch.nn.init.normal_(p, std=0.1)
     return v.requires_grad_(False)
@@ -52,7 +52,7 @@ def test_pictures_of_a_batch_do_not_see_each_other(changes):
 
 def test_the_output_depends_on_t_from_the_first_steps_of_training_on():
     torch.manual_seed(0)
-    v = UNet(UNetConfig(**SMALL))
+    v = UNet(UNetConfig(**SMALL), 3)
     optimizer = torch.optim.AdamW(v.parameters(), lr=0.01)
     for _ in range(2):  # the first step moves only the zero-initialised output
         (v(x(), T) - T[:, None, None, None]).square().mean().backward()

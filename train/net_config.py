@@ -1,0 +1,121 @@
+"""The typed configs of the nets: what each may be told, and what it refuses."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(ge=1)]
+Channels = Annotated[int, Field(ge=1, le=16384)]
+"""Bounded, like every size of a net: a config comes with a checkpoint, which may come from a stranger."""
+
+
+class Strict(BaseModel):
+    """Unknown keys are errors, and so are numbers written as strings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class UNetConfig(Strict):
+    """The velocity field v(x_t, t): a UNet with FiLM time conditioning and a zero-initialised output."""
+
+    type: Literal["UNet"] = "UNet"
+    model_channels: Channels = Field(128, description="Channels of the first level.")
+    ch_mult: list[Annotated[int, Field(ge=1, le=64)]] = Field(
+        [1, 2, 4, 8, 8],
+        min_length=1,
+        max_length=8,
+        description="Channels of each level as a multiple of `model_channels`.",
+    )
+    num_res_blocks: Annotated[int, Field(ge=1, le=16)] = Field(2, description="Residual blocks per level.")
+    normalization: Literal["GroupNorm32", "LayerNorm"] = Field(
+        "GroupNorm32", description="Up to 32 groups of 8 or more channels, or one group (LayerNorm over C, H, W)."
+    )
+    activation: Literal["SiLU", "GELU", "ReLU"] = Field("SiLU", description="Nonlinearity of every block.")
+    zero_res_blocks: bool = Field(False, description="Start every residual block as the identity.")
+    attention_resolutions: list[Positive] = Field(
+        [], description="Downsampling factors at which levels get self-attention, e.g. `[8, 16]`."
+    )
+    num_attention_heads: Positive = Field(8, description="Heads of each self-attention.")
+    patch_size: Literal[1, 2, 4] = Field(
+        1, description="Pixels per side folded into channels at the door: 2 makes a step about 4× cheaper."
+    )
+
+    @property
+    def multiple(self) -> int:
+        """Height and width must be multiples of this."""
+        return int(self.patch_size * 2 ** (len(self.ch_mult) - 1))
+
+    @model_validator(mode="after")
+    def _heads_divide_channels(self) -> "UNetConfig":
+        factors = [self.patch_size * 2**level for level in range(len(self.ch_mult))]
+        problems = [
+            f"num_attention_heads {self.num_attention_heads} does not divide the {self.model_channels * m} channels "
+            f"at 1/{factor}"
+            for factor, m in zip(factors, self.ch_mult, strict=True)
+            if factor in self.attention_resolutions and self.model_channels * m % self.num_attention_heads
+        ]
+        if unknown := [r for r in self.attention_resolutions if r not in factors]:
+            problems.append(f"attention_resolutions {unknown}: this net has the downsampling factors {factors}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+class DiTConfig(Strict):
+    """The velocity field v(x_t, t): a diffusion transformer with adaLN-Zero time conditioning."""
+
+    type: Literal["DiT"] = "DiT"
+    patch_size: Annotated[int, Field(ge=1, le=64)] = Field(
+        4, description="Pixels per side of a token: half of it makes four times the tokens."
+    )
+    hidden_size: Channels = Field(384, description="Width of a token.")
+    depth: Annotated[int, Field(ge=1, le=128)] = Field(12, description="Transformer blocks.")
+    num_attention_heads: Positive = Field(6, description="Heads of each self-attention.")
+    mlp_ratio: Annotated[float, Field(ge=0.25, le=64)] = Field(
+        4.0, description="Width of each block's MLP as a multiple of `hidden_size`."
+    )
+
+    @property
+    def multiple(self) -> int:
+        """Height and width must be multiples of this."""
+        return self.patch_size
+
+    @model_validator(mode="after")
+    def _widths_divide(self) -> "DiTConfig":
+        problems = []
+        if self.hidden_size % 4:
+            problems.append(f"hidden_size {self.hidden_size} is not a multiple of 4: a sine and a cosine for each axis")
+        if self.hidden_size % self.num_attention_heads:
+            problems.append(
+                f"num_attention_heads {self.num_attention_heads} does not divide hidden_size {self.hidden_size}"
+            )
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+class ResNetSaliencyNet(Strict):
+    """The domain classifier with an ImageNet backbone; h is its `latent_channels` features."""
+
+    type: Literal["ResNetSaliencyNet"] = "ResNetSaliencyNet"
+    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = Field(
+        "resnet50", description="torchvision's ResNet."
+    )
+    num_classes: Literal[2] = Field(2, description="The two domains.")
+    pretrained: bool = Field(True, description="Start from ImageNet weights: torchvision's cache, or its download.")
+    weights: str | None = Field(None, description="A state-dict file to start from instead, e.g. on a machine offline.")
+    latent_channels: Channels = Field(512, description="Features h, the input of the last linear layer.")
+
+
+class ConvSaliencyNet(Strict):
+    """A small domain classifier trained from scratch, for small images and CPUs."""
+
+    type: Literal["ConvSaliencyNet"] = "ConvSaliencyNet"
+    channels: list[Channels] = Field(
+        [32, 64, 128],
+        min_length=1,
+        max_length=8,
+        description="Channels of its strided convolutions, each half the last one's size.",
+    )
+    num_classes: Literal[2] = Field(2, description="The two domains.")
+    latent_channels: Channels = Field(128, description="Features h, the input of the last linear layer.")

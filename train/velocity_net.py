@@ -1,0 +1,18 @@
+"""The velocity nets: one built from its config, any of them called as v(x_t, t)."""
+
+from .config import RFPix2pixModel
+from .dit import DiT
+from .net_config import DiTConfig, UNetConfig
+from .unet import UNet
+
+VelocityNet = UNet | DiT
+"""x [B, channels, H, W] and t [B] or [1] in [0, 1] → velocity like x; H and W multiples of `config.multiple`."""
+
+
+def build_velocity_net(config: RFPix2pixModel) -> VelocityNet:
+    """The velocity net that a config asks for, with weights to start from."""
+    match config.velocity_net:
+        case UNetConfig() as net:
+            return UNet(net, config.channels)
+        case DiTConfig() as net:
+            return DiT(net, config.channels)
