@@ -94,6 +94,7 @@ def resolve(
     overrides: list[str] | None,
 ) -> "Job":
     """What the options ask for. Raises UsageError, ConfigError, CheckpointError."""
+    from ..runtime.media import paths
     from ..train import checkpoint as ckpt
     from ..train.config import to_json
     from ..train.reading import load_config, override
@@ -118,10 +119,10 @@ def resolve(
     seed = before.get("seed", 0) if seed is None else seed
     inputs = []
     for name, given in (("domain0", domain0), ("domain1", domain1)):
-        paths = given or [Path(p) for p in before.get(name, [])]
-        if not paths:
+        found = given or before.get(name, [])
+        if not found:
             raise UsageError(f"give --{name}: a folder, file, zip or video (repeat it for several)")
-        inputs.append(tuple(p.expanduser() for p in paths))
+        inputs.append(tuple(paths(found)))
     if folder is None:
         folder = runs / (run_id or default_run_id(config or "run", settings, inputs[0], inputs[1], seed))
     return Job(settings, inputs[0], inputs[1], folder, seed, device, start)

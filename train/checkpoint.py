@@ -7,6 +7,7 @@ The state is written first, so a checkpoint that exists can be resumed from.
 """
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -166,13 +167,13 @@ def checkpoints(run: Path) -> list[Path]:
 
 def find(path: Path) -> Path:
     """A checkpoint file as it is; for a run folder its newest one. Raises UsageError, CheckpointError."""
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112
         if not (found := checkpoints(path)):
             raise CheckpointError(
                 f"{path}: a folder without checkpoints/*.safetensors; give a run folder or a checkpoint"
             )
         return found[-1]
-    if not path.exists():
+    if not os.path.exists(path):  # noqa: PTH110 (pathlib's raises for a name too long)
         raise UsageError(f"{path}: no such run folder or checkpoint")
     return path
 

@@ -93,13 +93,19 @@ class Domain:
                     if str(e) not in self.skipped:
                         self.skipped.append(str(e))
                 continue
-            with self._lock:
-                size = image.width * image.height * 3
-                if size <= self.cache_bytes:
-                    self.cache_bytes -= size
-                    self._cache[i] = image
+            if self.items[i].frames is None:  # those lie in the system's own file cache
+                self._keep(i, image)
             return image
         raise UsageError(f"{self.name}: none of its {len(self.items)} pictures can be read; first: {self.skipped[0]}")
+
+    def _keep(self, index: int, image: Image.Image) -> None:
+        """Hold a decoded picture while there is room. None is ever put out for another, since all are drawn equally
+        often: a set of twice the memory is still read from it half of the time."""
+        size = image.width * image.height * 4  # Pillow keeps RGB in four bytes
+        with self._lock:
+            if index not in self._cache and size <= self.cache_bytes:
+                self.cache_bytes -= size
+                self._cache[index] = image
 
     def _decode(self, item: Item) -> Image.Image:
         if item.frames is not None:

@@ -2,12 +2,14 @@
 
 import difflib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from ..runtime.errors import ConfigError
+from ..runtime.media import paths
 from .config import RFPix2pixModel, nets
 from .net_config import Strict
 
@@ -35,12 +37,12 @@ def load_config(name_or_path: str, overrides: list[str] | None = None, dev: bool
     Raises:
         ConfigError: no such config, not JSON, or mistakes in it (all of them, each with its path).
     """
-    path = Path(name_or_path).expanduser()
-    if not path.is_file():
+    (path,) = paths([name_or_path])
+    if not os.path.isfile(path) or path.stem == "schema":  # noqa: PTH113 (pathlib's raises for a name too long)
+        if name_or_path not in presets():
+            near = _nearest(name_or_path, presets())
+            raise ConfigError(f"{name_or_path}: neither a file nor a preset{near}. Presets: {', '.join(presets())}")
         path = PRESETS / f"{name_or_path}.json"
-    if not path.is_file() or path.stem == "schema":
-        near = _nearest(name_or_path, presets())
-        raise ConfigError(f"{name_or_path}: neither a file nor a preset{near}. Presets: {', '.join(presets())}")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:

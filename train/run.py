@@ -161,7 +161,8 @@ def default_run_id(
     config_name: str, config: RFPix2pixModel, inputs0: Sequence[Path], inputs1: Sequence[Path], seed: int
 ) -> str:
     """A name that the same command always gives, so that running it again goes on."""
-    names = [Path(config_name).stem, inputs0[0].resolve().stem, inputs1[0].resolve().stem]
+    stems = [p.stem for p in (Path(config_name), inputs0[0].resolve(), inputs1[0].resolve())]
+    names = [stem.encode()[:60].decode(errors="ignore") for stem in stems]  # a folder's name has 255 bytes at most
     fixed = {k: v for k, v in to_json(config).items() if k not in FREE_TO_CHANGE}
     identity = json.dumps([fixed, [str(p.resolve()) for p in inputs0], [str(p.resolve()) for p in inputs1], seed])
     return "-".join([*names, hashlib.sha256(identity.encode()).hexdigest()[:6]])

@@ -151,6 +151,8 @@ def test_a_checkpoint_whose_run_json_is_lost_asks_for_the_domains(work, text):
         ((*ALL, "--device", "mps"), "--device mps: not available"),
         ((*ALL, "--checkpoint", "nowhere"), "nowhere: no such run folder or checkpoint"),
         ((*ALL, "--checkpoint", "dark"), "a folder without checkpoints"),
+        (("-c", "quick.json", "-d0", "x" * 5000, "-d1", "bright"), "xxx: no such file or folder"),
+        ((*ALL, "--checkpoint", "x" * 5000), "xxx: no such run folder or checkpoint"),
         ((*ALL, "--seed", "-1"), "--seed"),
         ((*ALL, "--nothing"), "--nothing"),
     ],

@@ -199,7 +199,12 @@ def test_presets_validate_and_name_the_schema():
         load_config(name)
         text = (PRESETS / f"{name}.json").read_text(encoding="utf-8")
         assert (PRESETS / json.loads(text)["$schema"]).is_file()
-    for name, said in (("smal", "did you mean small"), ("schema", "Presets: "), ("x" * 200, "Presets: ")):
+    for name, said in (
+        ("smal", "did you mean small"),
+        ("schema", "Presets: "),
+        ("x" * 5000, "Presets: "),
+        ("~nobody/x", "Presets"),
+    ):
         with pytest.raises(ConfigError, match=said):
             load_config(name)
 

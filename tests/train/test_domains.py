@@ -1,4 +1,6 @@
+import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 
@@ -182,15 +184,42 @@ def test_large_pictures_are_reduced_before_they_are_kept(tmp_path):
     assert 2 * 16 <= min(domain.read(0).size) <= 4 * 16 and domain.read(0) is domain.read(0)
 
 
-def test_memory_for_decoded_pictures_is_bounded(tmp_path):
+def test_memory_for_decoded_pictures_is_bounded_also_when_threads_decode_the_same(tmp_path, monkeypatch):
     for i in range(5):
         save(tmp_path / "d" / f"{i}.png", noisy(80, i, (20, 20)))
-    domain = open_domain([tmp_path / "d"], 16, cache_bytes=2 * 20 * 20 * 3 + 10)
+    domain = open_domain([tmp_path / "d"], 16, cache_bytes=2 * 20 * 20 * 4 + 10)  # Pillow's RGB has 4 bytes
+    domain._cache.clear()
+    domain.cache_bytes = 2 * 20 * 20 * 4 + 10
+    together, decode = threading.Barrier(4), Domain._decode
+
+    def decode_together(self, item):
+        together.wait(10)
+        return decode(self, item)
+
+    with monkeypatch.context() as patch, ThreadPoolExecutor(4) as pool:
+        patch.setattr(Domain, "_decode", decode_together)
+        list(pool.map(domain.read, [0] * 4))
     crops = [domain.crop(i, Crop()) for i in range(5)]
-    assert len(domain._cache) == 2 and domain.cache_bytes == 10
+    assert sorted(domain._cache) == [0, 1] and domain.cache_bytes == 10
     without = open_domain([tmp_path / "d"], 16)
     assert all((domain.crop(i, Crop()) == c).all() for i, c in enumerate(crops))
     assert all((without.crop(i, Crop()) == c).all() for i, c in enumerate(crops)) and not without._cache
+
+
+def test_a_set_that_fits_is_decoded_once_and_one_that_does_not_never_swaps(tmp_path, monkeypatch):
+    for i in range(6):
+        save(tmp_path / "d" / f"{i}.png", noisy(80, i, (20, 20)))
+    decoded, decode = [], Domain._decode
+    monkeypatch.setattr(
+        Domain, "_decode", lambda self, item: decoded.append(item.media.path.name) or decode(self, item)
+    )
+    for held, wanted in ((6, 6), (2, 2 + 4 * 5)):
+        domain = open_domain([tmp_path / "d"], 16, cache_bytes=held * 20 * 20 * 4)
+        for _ in range(5):
+            for i in range(6):
+                domain.crop(i, Crop())
+        assert len(decoded) == wanted
+        decoded.clear()
 
 
 def test_a_video_is_all_of_its_frames_in_order_whatever_their_times(tmp_path):
