@@ -117,8 +117,10 @@ def yuv(pixels: Uint8) -> av.VideoFrame:
     )
 
 
-def read(media: Media, stream: BinaryIO, audio: list[int], size: tuple[int, int]) -> Generator[Item, None, None]:
-    """Yield every frame, and the packets of the `audio` streams.
+def read(
+    media: Media, stream: BinaryIO, audio: list[int], size: tuple[int, int], stride: int = 1
+) -> Generator[Item, None, None]:
+    """Yield every frame, or every `stride`-th one, and the packets of the `audio` streams.
 
     Frames come in the order in which they are shown and their times ascend, also in files whose B-frames have the times
     of the order in which they were coded (AVI keeps no others, and some MP4s are made so).
@@ -128,14 +130,22 @@ def read(media: Media, stream: BinaryIO, audio: list[int], size: tuple[int, int]
         size: (width, height) in px to which every frame is resized.
 
     Raises:
-        MediaError: a frame that is lost or damaged, with the file and the time in seconds.
+        MediaError: a frame that is lost or damaged, with the file and the time in seconds; after the frames before it.
     """
     with open_video(media, stream) as (container, video):
         step = max(1, round(1 / (video.average_rate or video.guessed_rate or 25) / video.time_base))
-        latest = -step
+        count, latest = 0, -step
         times: list[int] = []
-        waiting: deque[Uint8] = deque()
+        waiting: deque[Uint8 | None] = deque()  # None: a frame that was not asked for
         wanted = [s for s in container.streams if s.index in audio or s is video]
+        problem: MediaError | None = None
+
+        def ready(held: int) -> Iterator[Item]:
+            while len(waiting) > held:
+                time, pixels = heappop(times), waiting.popleft()
+                if pixels is not None:
+                    yield time, pixels
+
         try:
             for packet in container.demux(wanted):
                 if packet.stream is not video:
@@ -147,16 +157,18 @@ def read(media: Media, stream: BinaryIO, audio: list[int], size: tuple[int, int]
                     if frame.is_corrupt:
                         raise av.InvalidDataError(0, "the frame is damaged")
                     heappush(times, latest)
-                    waiting.append(_resized(upright(frame), size))
-                    if len(waiting) > _REORDER:
-                        yield heappop(times), waiting.popleft()
+                    waiting.append(None if count % stride else _resized(upright(frame), size))
+                    count += 1
+                    yield from ready(_REORDER)
                 if packet.is_corrupt:
                     raise av.InvalidDataError(0, "the file is damaged or cut short here")
-            while waiting:
-                yield heappop(times), waiting.popleft()
         except (av.FFmpegError, OSError) as e:
             at = float((latest + step) * video.time_base)
-            raise MediaError(f"{media}: cannot be decoded at about {at:.3f} s: {e}") from e
+            problem = MediaError(f"{media}: cannot be decoded at about {at:.3f} s: {e}")
+            problem.__cause__ = e
+        yield from ready(0)
+        if problem:
+            raise problem
 
 
 def _resized(pixels: Uint8, size: tuple[int, int]) -> Uint8:

@@ -85,6 +85,10 @@ class RFPix2pixModel(Strict):
     cache_megabytes: Annotated[int, Field(ge=0)] = Field(
         1024, description="Memory for decoded pictures per domain; what does not fit is decoded again."
     )
+    frame_cache_gigabytes: Weight = Field(
+        20.0, description="Disk for decoded videos, of all runs together; frames that nothing uses make room."
+    )
+    frame_stride: Positive = Field(1, description="Take every n-th frame of videos: 1 takes all.")
     velocity_net: UNetConfig | DiTConfig = Field(
         default_factory=lambda: UNetConfig(), discriminator="type", description="The velocity net."
     )

@@ -3,7 +3,6 @@
 Nothing here depends on how often or in which order pictures are read: crop k is a function of (seed, k).
 """
 
-import hashlib
 import os
 import threading
 import warnings
@@ -13,25 +12,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-import av
 import numpy as np
 from PIL import Image
 
 from ..runtime.errors import MediaError, UsageError
-from ..runtime.files import write_aside
-from ..runtime.frames import open_video, upright
 from ..runtime.media import IMAGE_FORMATS, MAX_PIXELS, Media, discover, read_image
 from ..runtime.pixels import Uint8
+from .frame_cache import Film, FrameCache, open_films
 
 WORKERS = max(2, min(16, os.cpu_count() or 2))
 
 
 class Item(NamedTuple):
-    """One picture: an image, or one frame of a video that was decoded to `frames`."""
+    """One picture: an image, or frame number `frame` of a video, which lies in `frames` at `row`."""
 
     media: Media
     frames: Uint8 | None = None
     frame: int = 0
+    row: int = 0
 
 
 class Crop(NamedTuple):
@@ -71,6 +69,8 @@ class Domain:
     size: int
     skipped: list[str] = field(default_factory=list)
     cache_bytes: int = 0
+    undecoded: int = 0
+    """About how many bytes its videos' frames take that were not in the frame cache before."""
     _cache: dict[int, Image.Image] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -109,7 +109,7 @@ class Domain:
 
     def _decode(self, item: Item) -> Image.Image:
         if item.frames is not None:
-            return Image.fromarray(item.frames[item.frame])
+            return Image.fromarray(item.frames[item.row])
         image = read_image(item.media)
         # Box reduction down to twice the crop's size, then LANCZOS: Pillow's own reducing_gap=2, but cacheable.
         factor = int(0.9 * min(image.size) / (2 * self.size))
@@ -121,33 +121,37 @@ class Domain:
 
 
 def open_domain(
-    inputs: Sequence[Path], size: int, cache_bytes: int = 0, on_progress: Callable[[str], None] | None = None
+    inputs: Sequence[Path],
+    size: int,
+    cache_bytes: int = 0,
+    on_progress: Callable[[str], None] = lambda text: None,
+    cache: FrameCache | None = None,
 ) -> Domain:
     """Find the pictures of a domain, look at every image's header, and decode videos to the frame cache.
 
     Raises:
-        UsageError: nothing there, nothing readable, or no picture at all. Before any training.
+        UsageError: nothing there, nothing readable, no picture at all, or no room for the frames. Before any training.
     """
+    cache = cache or FrameCache()
     bad: list[MediaError] = []
     found = discover(inputs, bad.append)
-    name = Path(inputs[0]).resolve().stem
-    domain = Domain(name, [], size, [str(e) for e in bad], cache_bytes)
+    domain = Domain(Path(inputs[0]).resolve().stem, [], size, [str(e) for e in bad], cache_bytes)
     with ThreadPoolExecutor(WORKERS) as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata and of sizes below the limit here
         problems = list(pool.map(_header_problem, found))
+    videos = [media for media in found if media.kind == "video"]
+    films, domain.undecoded = open_films(videos, size, cache, on_progress)
+    of = dict(zip(videos, films, strict=True))
     for media, problem in zip(found, problems, strict=True):
-        if problem is None and media.kind == "image":
-            domain.items.append(Item(media))
-        elif problem is None:
-            if on_progress:
-                on_progress(f"decoding the frames of {media}")
-            try:
-                frames = decode_frames(media, size)
-                domain.items += [Item(media, frames, i) for i in range(len(frames))]
-            except MediaError as e:
-                problem = str(e)
-        if problem is not None:
-            domain.skipped.append(problem)
+        match of.get(media, problem):
+            case None:
+                domain.items.append(Item(media))
+            case Film(frames, end):
+                domain.items += [Item(media, frames, i * cache.stride, i) for i in range(len(frames))]
+                if end:
+                    domain.skipped.append(f"{end}; its {len(frames)} frames before that are used")
+            case error:
+                domain.skipped.append(str(error))
     if not domain.items:
         count = len(found) + len(bad)
         raise UsageError(f"{inputs[0]}: none of its {count} files can be read; first: {domain.skipped[0]}")
@@ -167,56 +171,3 @@ def _header_problem(media: Media) -> str | None:
     except Exception as e:  # Pillow raises a dozen kinds on damaged files
         return f"{media}: not a readable image: {e or type(e).__name__}"
     return None
-
-
-def cache_folder() -> Path:
-    """Where rfp keeps what it can make again: $RFP_CACHE, or the platform's cache folder."""
-    if override := os.environ.get("RFP_CACHE"):
-        return Path(override).expanduser()
-    if os.name == "nt":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData/Local")) / "rfp/cache"
-    if os.uname().sysname == "Darwin":
-        return Path.home() / "Library/Caches/rfp"
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rfp"
-
-
-def decode_frames(media: Media, size: int) -> Uint8:
-    """Every frame of a video, upright, as a memory-mapped uint8 [T, H, W, 3] in the cache folder.
-
-    Decoded once, in order, by what the decoder yields (headers lie about the number of frames), so that drawing
-    a frame at random costs a page fault and not a decode from the last keyframe. The short side is at most
-    1.25·size pixels: what the crops need.
-
-    Raises:
-        MediaError: not one frame can be decoded.
-    """
-    stat = media.path.stat()
-    identity = f"{media.path.resolve()}|{media.member}|{stat.st_size}|{stat.st_mtime_ns}|{size}"
-    stem = hashlib.md5(identity.encode(), usedforsecurity=False).hexdigest()
-    folder = cache_folder() / "frames"
-    if not (cached := next(folder.glob(f"{stem}-*.rgb"), None)):
-        cached = _write_frames(media, size, folder, stem)
-    h, w = (int(n) for n in cached.stem.split("-")[1].split("x"))
-    return np.memmap(cached, np.uint8, mode="r").reshape(-1, h, w, 3)
-
-
-def _write_frames(media: Media, size: int, folder: Path, stem: str) -> Path:
-    name, count, problem = "", 0, ""
-    with write_aside(folder / f"{stem}.rgb") as partial, partial.open("wb") as out, media.open() as stream:
-        target = (0, 0)
-        try:
-            with open_video(media, stream) as (container, video):
-                for frame in container.decode(video):
-                    pixels = upright(frame)
-                    if not count:
-                        h, w = pixels.shape[:2]
-                        scale = min(1.0, 1.25 * size / min(h, w))
-                        target = (round(w * scale), round(h * scale))
-                    out.write(Image.fromarray(pixels).resize(target, Image.Resampling.LANCZOS).tobytes())
-                    count += 1
-        except (av.FFmpegError, OSError, ValueError) as e:
-            problem = str(e)  # frames before the damage are good
-        if not count:
-            raise MediaError(f"{media}: no frame can be decoded: {problem or 'it holds none'}")
-        name = f"{stem}-{target[1]}x{target[0]}.rgb"
-    return (folder / f"{stem}.rgb").replace(folder / name)

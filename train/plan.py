@@ -6,6 +6,8 @@ import torch
 from torch import nn
 
 from .config import RFPix2pixModel
+from .domains import Domain
+from .frame_cache import GIGABYTE, cache_folder
 from .run import Job, Reporter, open_run
 from .saliency import build_saliency_net
 from .velocity_net import VelocityNet, build_velocity_net
@@ -17,7 +19,7 @@ def plan(job: Job, report: Reporter) -> list[str]:
     Raises:
         UsageError, CheckpointError, MediaError: as training would.
     """
-    run, config = open_run(job, report), job.config
+    run, config = open_run(job, report, dry_run=True), job.config
     coupling = (
         f"{config.structure_candidates} nearest by {config.structure_embedder}"
         if config.structure_pairing
@@ -26,11 +28,16 @@ def plan(job: Job, report: Reporter) -> list[str]:
     lines = [
         f"run       {run.folder}",
         f"device    {run.device}",
-        f"domain 0  {len(run.domain0):,} pictures in {run.domain0.name} ({len(run.domain0.skipped)} skipped)",
-        f"domain 1  {len(run.domain1):,} pictures in {run.domain1.name} ({len(run.domain1.skipped)} skipped)",
+        f"domain 0  {pictures(run.domain0)}",
+        f"domain 1  {pictures(run.domain1)}",
         f"crops     {config.max_size}×{config.max_size} px",
         f"coupling  {coupling}",
     ]
+    if undecoded := run.domain0.undecoded + run.domain1.undecoded:
+        lines.append(
+            f"videos    about {undecoded / GIGABYTE:.2f} GB of frames to decode to {cache_folder() / 'frames'} "
+            f"(frame_cache_gigabytes {config.frame_cache_gigabytes:g})"
+        )
     with torch.device("meta"):
         velocity = build_velocity_net(config)
         saliency = build_saliency_net(config.saliency_net, load_weights=False) if config.saliency_loss_weight else None
@@ -49,6 +56,12 @@ def plan(job: Job, report: Reporter) -> list[str]:
     if run.resumed:
         lines.append(f"goes on   from {run.resumed.phase} step {run.resumed.step:,}")
     return lines
+
+
+def pictures(domain: Domain) -> str:
+    """How many pictures a domain has: about, where the frames of a video were only counted."""
+    about = "about " if domain.undecoded else ""
+    return f"{about}{len(domain):,} pictures in {domain.name} ({len(domain.skipped)} skipped)"
 
 
 def parameters(net: nn.Module) -> int:

@@ -24,6 +24,7 @@ from ..runtime.pixels import Uint8, to_float
 from . import checkpoint as ckpt
 from .config import RFPix2pixModel, to_json
 from .domains import Crop, Domain, open_domain
+from .frame_cache import GIGABYTE, FrameCache
 from .reading import parse_json, validate
 
 FREE_TO_CHANGE = frozenset(
@@ -34,6 +35,7 @@ FREE_TO_CHANGE = frozenset(
         "checkpoint_every",
         "keep_checkpoints",
         "cache_megabytes",
+        "frame_cache_gigabytes",
         "num_inference_steps",
     }
 )
@@ -168,8 +170,8 @@ def default_run_id(
     return "-".join([*names, hashlib.sha256(identity.encode()).hexdigest()[:6]])
 
 
-def open_run(job: Job, report: Reporter) -> Run:
-    """Read the domains and any checkpoint to go on from. Writes nothing.
+def open_run(job: Job, report: Reporter, dry_run: bool = False) -> Run:
+    """Read the domains and any checkpoint to go on from. Writes nothing but the frame cache; with `dry_run` not that.
 
     Raises:
         UsageError, CheckpointError, MediaError: before any work.
@@ -182,10 +184,11 @@ def open_run(job: Job, report: Reporter) -> Run:
         _same_training(job)
     if resumed:
         _same_nets(resumed, job.config, f"{start}")
+    frames = FrameCache(job.config.frame_stride, int(job.config.frame_cache_gigabytes * GIGABYTE), dry_run)
     domains = []
     for inputs in (job.inputs0, job.inputs1):
         cache = job.config.cache_megabytes << 20
-        domain = open_domain(inputs, job.config.max_size, cache, lambda text: report.note(text))
+        domain = open_domain(inputs, job.config.max_size, cache, report.note, frames)
         for problem in domain.skipped:
             report.note(f"skipped {problem}")
         domains.append(domain)

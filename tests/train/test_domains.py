@@ -1,17 +1,16 @@
 import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import torch
+from films import write_video
 from PIL import Image
 from rfp.runtime import UsageError
 from rfp.train.coupling import batches, random_pairs
-from rfp.train.domains import Crop, Domain, cache_folder, open_domain
+from rfp.train.domains import Crop, Domain, open_domain
 from trainings import noisy
 
 
@@ -24,36 +23,6 @@ def cache(tmp_path, monkeypatch):
 def save(path, pixels, **options):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path, **options)
-    return path
-
-
-def counted(i, width=64, height=48):
-    """A frame with the bits of i as black and white columns, and the top half darker than the bottom."""
-    bits = np.repeat([(i >> b & 1) * 200 for b in range(8)], width // 8)
-    pixels = np.repeat(bits[None, :, None], height, axis=0).repeat(3, axis=2)
-    return (pixels + np.where(np.arange(height) < height / 2, 0, 50)[:, None, None]).astype(np.uint8)
-
-
-def count(pixels):
-    h, w = pixels.shape[:2]
-    columns = pixels[h // 8 : h // 4].mean(axis=(0, 2))
-    return sum(int(columns[int((b + 0.5) * w / 8)] > 100) << b for b in range(8))
-
-
-def write_video(path, times, rotation=None):
-    """Frames that count, shown at `times` in ms."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as out:
-        stream = out.add_stream("libx264", rate=25, options={"crf": "10"})
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        stream.codec_context.time_base = Fraction(1, 1000)
-        if rotation is not None:
-            stream.set_display_rotation(rotation)
-        for i, time in enumerate(times):
-            frame = av.VideoFrame.from_ndarray(counted(i), format="rgb24")
-            frame.pts, frame.time_base = time, Fraction(1, 1000)
-            out.mux(stream.encode(frame))
-        out.mux(stream.encode(None))
     return path
 
 
@@ -220,57 +189,6 @@ def test_a_set_that_fits_is_decoded_once_and_one_that_does_not_never_swaps(tmp_p
                 domain.crop(i, Crop())
         assert len(decoded) == wanted
         decoded.clear()
-
-
-def test_a_video_is_all_of_its_frames_in_order_whatever_their_times(tmp_path):
-    times = np.cumsum([1, 40, 40, 7, 333, 40, 12, 90] * 4).tolist()
-    video = write_video(tmp_path / "v.mp4", times)
-    domain = open_domain([video], 40)
-    assert [count(np.asarray(domain.read(i))) for i in range(len(domain))] == list(range(len(times)))
-    # Again at random: nothing depends on what was read before.
-    assert [count(np.asarray(domain.read(i))) for i in (31, 0, 17)] == [31, 0, 17]
-
-
-def test_frames_are_decoded_once_and_kept_at_the_size_of_the_crops(tmp_path, cache, monkeypatch):
-    video = write_video(tmp_path / "v.mp4", range(0, 400, 40))
-    first = open_domain([video], 16)
-    assert min(first.read(0).size) == 20  # 1.25 × 16
-    (kept,) = (cache / "frames").iterdir()
-    assert cache_folder() == cache and kept.stat().st_size == 10 * 20 * 27 * 3
-    monkeypatch.setattr("rfp.train.domains.open_video", None)
-    again = open_domain([video], 16)
-    assert (again.crop(3, Crop()) == first.crop(3, Crop())).all()
-    with pytest.raises(TypeError):  # another size is another file, which would be decoded
-        open_domain([video], 17)
-
-
-def test_a_zipped_video_is_read_too(tmp_path):
-    write_video(tmp_path / "v.mp4", [0, 40])
-    with zipfile.ZipFile(tmp_path / "z.zip", "w") as z:
-        z.write(tmp_path / "v.mp4", "v.mp4")
-    assert len(open_domain([tmp_path / "z.zip"], 16)) == 2
-
-
-@pytest.mark.parametrize("rotation", [90, 180, -90])
-def test_a_turned_video_is_upright(tmp_path, rotation):
-    plain = open_domain([write_video(tmp_path / "a.mp4", [0])], 48).read(0)
-    turned = open_domain([write_video(tmp_path / "b.mp4", [0], rotation)], 48).read(0)
-    wanted = np.rot90(np.asarray(plain), rotation // 90).astype(int)
-    assert np.abs(np.asarray(turned) - wanted).mean() < 3
-
-
-def test_the_frames_before_the_damage_are_kept(tmp_path):
-    video = write_video(tmp_path / "v.mkv", range(0, 4000, 40))
-    data = video.read_bytes()
-    (tmp_path / "cut.mkv").write_bytes(data[: len(data) * 2 // 3])
-    domain = open_domain([tmp_path / "cut.mkv"], 40)
-    assert 10 < len(domain) < 100 and [count(np.asarray(domain.read(i))) for i in range(10)] == list(range(10))
-
-
-def test_a_playlist_that_calls_itself_mp4_opens_nothing(tmp_path):
-    (tmp_path / "v.mp4").write_text(f"ffconcat version 1.0\nfile {write_video(tmp_path / 'w.mkv', [0]).name}\n")
-    with pytest.raises(UsageError, match=r"v\.mp4"):
-        open_domain([tmp_path / "v.mp4"], 16)
 
 
 def test_a_claim_of_too_many_pixels_is_refused_from_the_header(tmp_path, monkeypatch):

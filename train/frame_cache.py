@@ -1,0 +1,261 @@
+"""The frames of videos, decoded once to a cache on disk, where any of them costs a page fault.
+
+$RFP_CACHE/frames/  KEY.rgb   uint8 [T, H, W, 3], every frame that the decoder yields, in the order of their times
+                    KEY.json  T, H, W, which video it is, and where its decoding stopped; written last
+                    KEY.lock  locked by whoever decodes (alone) or reads (shared) it, as long as that process lives
+
+What is in use is never dropped; what is not goes, least recently used first, when room is needed.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import numpy as np
+
+from ..runtime.errors import MediaError, UsageError
+from ..runtime.files import write_aside, write_json
+from ..runtime.frames import look, open_video, read
+from ..runtime.media import Media
+from ..runtime.pixels import Uint8
+
+VERSION = 2
+GIGABYTE = 10**9
+CHECK_EVERY = GIGABYTE // 4
+"""Bytes between looks at the room that is left."""
+
+_held: dict[Path, int] = {}
+"""The open locks of the films that this process reads; they go when it ends."""
+
+
+@dataclass(frozen=True)
+class FrameCache:
+    """How videos are decoded: every `stride`-th frame, at most `limit` bytes on disk; with `dry_run` not at all."""
+
+    stride: int = 1
+    limit: int = 20 * GIGABYTE
+    dry_run: bool = False
+
+
+class Film(NamedTuple):
+    """The frames of a video, uint8 [T, H, W, 3], and what ended its decoding before its end, if anything did."""
+
+    frames: Uint8
+    problem: str = ""
+
+
+class Survey(NamedTuple):
+    """What decoding a video would write: about `frames` frames of height × width."""
+
+    frames: int
+    height: int
+    width: int
+
+    @property
+    def bytes(self) -> int:
+        return self.frames * self.height * self.width * 3
+
+
+def cache_folder() -> Path:
+    """Where rfp keeps what it can make again: $RFP_CACHE, or the platform's cache folder."""
+    if override := os.environ.get("RFP_CACHE"):
+        return Path(override).expanduser()
+    if os.name == "nt":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData/Local")) / "rfp/cache"
+    if os.uname().sysname == "Darwin":
+        return Path.home() / "Library/Caches/rfp"
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rfp"
+
+
+def open_films(
+    videos: Sequence[Media], size: int, cache: FrameCache, tell: Callable[[str], None]
+) -> tuple[list[Film | MediaError], int]:
+    """The frames of every video, or why it has none; and about how many bytes of them were not in the cache before.
+
+    The room is looked at before the first video is decoded. With `dry_run` those not in the cache are black.
+
+    Raises:
+        UsageError: they do not fit, or the cache folder cannot be written.
+    """
+    folder = cache_folder() / "frames"
+    surveys: dict[Media, Survey | MediaError] = {}
+    for media in videos:
+        if _cached(folder / _key(media, size, cache.stride)) is None:
+            try:
+                surveys[media] = survey(media, size, cache.stride)
+            except MediaError as e:
+                surveys[media] = e
+    need = sum(s.bytes for s in surveys.values() if isinstance(s, Survey))
+    if need:
+        _make_room(folder, need, cache.limit, tell, dry_run=True)
+    films: list[Film | MediaError] = []
+    for media in videos:
+        found = surveys.get(media)
+        try:
+            if isinstance(found, MediaError):
+                films.append(found)
+            elif cache.dry_run and (film := _cached(folder / _key(media, size, cache.stride))):
+                films.append(film)
+            elif cache.dry_run and found:
+                films.append(Film(np.broadcast_to(np.uint8(0), (found.frames, found.height, found.width, 3))))
+            else:
+                films.append(_open(media, size, cache, folder, found, tell))
+        except MediaError as e:
+            films.append(e)
+    return films, need
+
+
+def survey(media: Media, size: int, stride: int) -> Survey:
+    """Count a video's packets (headers lie about the number of frames) and look at its first frame.
+
+    Raises:
+        MediaError: not a video, or its first frame cannot be decoded.
+    """
+    with media.open() as stream:
+        first = look(media, stream)
+        scale = min(1.0, 1.25 * size / min(first.height, first.width))
+        count = 0
+        with open_video(media, stream) as (container, video), suppress(av.FFmpegError, OSError):
+            count = sum(1 for packet in container.demux(video) if packet.size)
+    return Survey(max(1, -(-count // stride)), round(first.height * scale), round(first.width * scale))
+
+
+def _key(media: Media, size: int, stride: int) -> str:
+    stat = media.path.stat()
+    identity = f"{VERSION}|{media.path.resolve()}|{media.member}|{stat.st_size}|{stat.st_mtime_ns}|{size}|{stride}"
+    return hashlib.md5(identity.encode(), usedforsecurity=False).hexdigest()
+
+
+def _cached(base: Path) -> Film | None:
+    """The film at `base`, or None where it is not (wholly) there."""
+    try:
+        about = json.loads(base.with_suffix(".json").read_text(encoding="utf-8"))
+        shape = int(about["frames"]), int(about["height"]), int(about["width"]), 3
+        frames = np.memmap(base.with_suffix(".rgb"), np.uint8, mode="r")
+        return Film(frames.reshape(shape), str(about["problem"]))
+    except (OSError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _open(
+    media: Media, size: int, cache: FrameCache, folder: Path, found: Survey | None, tell: Callable[[str], None]
+) -> Film:
+    """Map a film, after decoding it where nobody else has. Raises MediaError, UsageError."""
+    base = folder / _key(media, size, cache.stride)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if base not in _held:
+            _held[base] = os.open(base.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o666)
+        while True:
+            if not _lock(_held[base], shared=True, wait=False):
+                tell(f"waiting for another process that decodes {media}")
+                _lock(_held[base], shared=True)
+            if film := _cached(base):
+                os.utime(base.with_suffix(".rgb"))
+                return film
+            _lock(_held[base], shared=False)
+            if not _cached(base):
+                _decode(media, found or survey(media, size, cache.stride), cache, base, tell)
+    except OSError as e:
+        raise UsageError(f"{folder}: the frames of {media} cannot be kept there: {e}; {_WAYS_OUT}") from e
+
+
+def _decode(media: Media, found: Survey, cache: FrameCache, base: Path, tell: Callable[[str], None]) -> None:
+    """Write a film's frames as they come: its length takes no memory. Whoever calls this has its lock alone."""
+    folder, need = base.parent, found.bytes
+    _make_room(folder, need, cache.limit, tell)
+    tell(f"decoding about {found.frames:,} frames of {media}: {need / GIGABYTE:.2f} GB in {folder}")
+    count, written, problem = 0, 0, ""
+    with write_aside(base.with_suffix(".rgb")) as partial, partial.open("wb") as out, media.open() as stream:
+        frames = read(media, stream, [], (found.width, found.height), cache.stride)
+        while True:
+            try:
+                item = next(frames, None)
+            except MediaError as e:
+                problem = str(e)  # the frames before the damage are good
+                break
+            if item is None:
+                break
+            written += out.write(item[1])  # type: ignore[arg-type]  # no audio was asked for
+            count += 1
+            if written // CHECK_EVERY > (written - found.height * found.width * 3) // CHECK_EVERY:
+                _make_room(folder, max(need - written, 0), cache.limit, tell)
+        if not count:
+            raise MediaError(problem or f"{media}: holds no frame that can be decoded")
+    shape = {"frames": count, "height": found.height, "width": found.width}
+    write_json(base.with_suffix(".json"), {"video": str(media), "stride": cache.stride, **shape, "problem": problem})
+
+
+_WAYS_OUT = (
+    "raise frame_cache_gigabytes, point $RFP_CACHE to a disk with more room, take every n-th frame (frame_stride), "
+    "or train at a smaller max_size"
+)
+
+
+def _make_room(folder: Path, need: int, limit: int, tell: Callable[[str], None], dry_run: bool = False) -> None:
+    """Drop films that nobody uses, the least recently used first, until `need` more bytes fit; with `dry_run` none.
+
+    Raises:
+        UsageError: they would not fit even so; then none is dropped.
+    """
+    stats = [(path, path.stat()) for path in [*folder.glob("*.rgb"), *folder.glob(".*.rgb")] if path.exists()]
+    used = sum(stat.st_size for _, stat in stats)
+    free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.is_dir())).free
+    over, idle = max(used + need - limit, need - free), dict[Path, int]()
+    try:
+        for path, stat in sorted(stats, key=lambda entry: entry[1].st_mtime_ns):
+            if over > 0 and (fd := _idle(path)) is not None:
+                idle[path] = fd
+                over -= stat.st_size
+        if over > 0:
+            raise UsageError(
+                f"{folder}: the frames of the videos take about {need / GIGABYTE:.2f} GB more; there are "
+                f"{used / GIGABYTE:.2f} GB of frame_cache_gigabytes {limit / GIGABYTE:g} in use and "
+                f"{free / GIGABYTE:.2f} GB free on the disk; {_WAYS_OUT}"
+            )
+        for path in idle if not dry_run else ():
+            tell(f"dropping frames that nothing uses: {path}")
+            path.with_name(f"{_stem(path)}.json").unlink(missing_ok=True)
+            path.unlink()
+    finally:
+        for fd in idle.values():
+            os.close(fd)
+
+
+def _stem(path: Path) -> str:
+    """KEY of KEY.rgb, and of .KEY.partial.rgb, which is being written or was left by a process that was killed."""
+    return path.name.strip(".").partition(".")[0]
+
+
+def _idle(path: Path) -> int | None:
+    """The lock of a film that no process uses, taken, or None."""
+    fd = os.open(path.with_name(f"{_stem(path)}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
+    if _lock(fd, shared=False, wait=False):
+        return fd
+    os.close(fd)
+    return None
+
+
+if sys.platform == "win32":
+
+    def _lock(fd: int, shared: bool, wait: bool = True) -> bool:
+        return True  # no two processes at once there: nothing of this was tried on Windows
+
+else:
+    import fcntl
+
+    def _lock(fd: int, shared: bool, wait: bool = True) -> bool:
+        """Lock an open file, or change how it is locked; False where another process has it and we do not wait."""
+        try:
+            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            return False
+        return True
