@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 from rfp.runtime.pixels import Uint8
-from rfp.train.coupling import EMBEDDERS, embed, nearest
+from rfp.train.coupling import EMBEDDERS, embed
 from rfp.train.domains import Crop, Domain, open_domain
+from rfp.train.neighbours import nearest
 
 
 def pictures(domain: Domain) -> Uint8:

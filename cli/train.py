@@ -77,7 +77,7 @@ def require_train() -> None:
     """Raise MissingExtraError where the packages for training are not installed."""
     from importlib.util import find_spec
 
-    if missing := [m for m in ("torch", "torchvision", "pydantic", "safetensors") if find_spec(m) is None]:
+    if missing := [m for m in ("torch", "torchvision", "pydantic", "safetensors", "scipy") if find_spec(m) is None]:
         raise MissingExtraError(f"training needs {', '.join(missing)}: pip install 'rfp[train]'")
 
 

@@ -68,9 +68,13 @@ class RFPix2pixModel(Strict):
     saliency_augmentations: list[Augmentation] = Field(
         ["color_jitter", "grayscale", "hflip", "random_erasing"], description="Drawn afresh for every picture."
     )
-    structure_pairing: bool = Field(
-        False, description="Pair each picture with structurally similar ones of the other domain, not at random."
+    coupling: Literal["random", "structure", "minibatch_ot"] | None = Field(
+        None,
+        description="Who is paired with whom. `random`; `structure`: each picture with similar ones of the other "
+        "domain; `minibatch_ot`: at random, then each batch is paired anew at the least total distance in pixels. "
+        "`null` is `structure` with `structure_pairing`, else `random`.",
     )
+    structure_pairing: bool = Field(False, description="The same as `coupling` `structure`.")
     structure_candidates: Positive = Field(8, description="Nearest neighbours that a picture is paired with.")
     structure_embedder: Literal["foreground", "thumbnail", "pixels"] = Field(
         "foreground",
@@ -110,11 +114,18 @@ class RFPix2pixModel(Strict):
             )
         if self.train_minibatch_size > self.train_batch_size:
             problems.append("train_minibatch_size is larger than train_batch_size")
+        if self.structure_pairing and self.coupling not in (None, "structure"):
+            problems.append(f"coupling {self.coupling} contradicts structure_pairing true: leave out one of the two")
         if not self.flow_loss_weight and not self.saliency_loss_weight:
             problems.append("flow_loss_weight and saliency_loss_weight are both 0: nothing to learn from")
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    @property
+    def pairs_by(self) -> Literal["random", "structure", "minibatch_ot"]:
+        """The coupling, with `null` resolved."""
+        return self.coupling or ("structure" if self.structure_pairing else "random")
 
     @property
     def steps(self) -> int:
@@ -166,7 +177,9 @@ def table() -> str:
 def _choices(annotation: Any) -> str:
     if get_origin(annotation) is list:
         annotation = get_args(annotation)[0]
-    if get_origin(annotation) in (Union, types.UnionType) or get_origin(annotation) is not Literal:
+    if get_origin(annotation) in (Union, types.UnionType):
+        annotation = next((a for a in get_args(annotation) if get_origin(a) is Literal), None)
+    if get_origin(annotation) is not Literal:
         return ""
     values = get_args(annotation)
     return " One of " + ", ".join(f"`{json.dumps(v)}`" for v in values) + "." if len(values) > 1 else ""

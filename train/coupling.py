@@ -22,8 +22,6 @@ Pair = Callable[[int], tuple[int, int]]
 Indices = npt.NDArray[np.int64]
 
 EMBED_SIZE = 64
-CHUNK = 2**25
-"""Similarities in memory at once."""
 
 
 def foreground(x: Tensor) -> Tensor:
@@ -62,16 +60,6 @@ def embed(domain: Domain, embedder: str, batch: int = 256) -> Tensor:
             images = np.stack(list(pool.map(small, range(start, min(start + batch, len(domain))))))
             parts.append(EMBEDDERS[embedder](torch.from_numpy(to_float(images))))
     return torch.cat(parts)
-
-
-def nearest(a: Tensor, b: Tensor, k: int) -> Indices:
-    """For each row of unit vectors a [N, D] its k nearest rows of b [M, D] by cosine: [N, k], nearest first.
-
-    In chunks: never N×M in memory.
-    """
-    k = min(k, len(b))
-    rows = max(1, CHUNK // len(b))
-    return torch.cat([(chunk @ b.T).topk(k, dim=1).indices for chunk in a.split(rows)]).numpy()
 
 
 def shuffled(n: int, *seed: int) -> Callable[[int], int]:

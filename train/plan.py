@@ -20,11 +20,13 @@ def plan(job: Job, report: Reporter) -> list[str]:
         UsageError, CheckpointError, MediaError: as training would.
     """
     run, config = open_run(job, report, dry_run=True), job.config
-    coupling = (
-        f"{config.structure_candidates} nearest by {config.structure_embedder}"
-        if config.structure_pairing
-        else "random"
-    )
+    match config.pairs_by:
+        case "random":
+            coupling = "random"
+        case "minibatch_ot":
+            coupling = f"optimal transport within each {config.train_batch_size} pairs"
+        case "structure":
+            coupling = f"{config.structure_candidates} nearest by {config.structure_embedder}"
     lines = [
         f"run       {run.folder}",
         f"device    {run.device}",

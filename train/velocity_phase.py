@@ -13,8 +13,9 @@ from ..runtime.files import write_aside
 from ..runtime.pixels import to_uint8
 from . import checkpoint as ckpt
 from .config import RFPix2pixModel
-from .coupling import Pair, batches, embed, nearest, random_pairs, structure_pairs
+from .coupling import batches
 from .loss import Features, losses, measure_scales
+from .pairing import couple
 from .run import Interrupted, Run
 from .saliency import SaliencyNet
 from .velocity_net import VelocityNet, build_velocity_net
@@ -43,7 +44,7 @@ def train_velocity(run: Run, saliency: SaliencyNet | None) -> None:
     if step >= config.steps:
         run.report.note(f"already trained: step {step} of {config.steps}")
         return
-    pairs, size, h = couple(run), config.train_batch_size, saliency.features if saliency else None
+    pairs, size, h = couple(run, step), config.train_batch_size, saliency.features if saliency else None
     for x0, x1 in batches(run.domain0, run.domain1, pairs, size, step, config.steps, run.seed, config.horizontal_flip):
         figures = velocity_step(run, v, h, optimizer, x0, x1, step)
         average(ema, v, config.ema_decay, step)
@@ -80,17 +81,6 @@ def velocity_step(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return {"flow": total[0], "saliency": total[1], "gradient": norm, "rate": learning_rate(config, step)}
-
-
-def couple(run: Run) -> Pair:
-    """The coupling that the config asks for."""
-    config, n0, n1 = run.config, len(run.domain0), len(run.domain1)
-    if not config.structure_pairing:
-        return random_pairs(n0, n1, run.seed)
-    run.report.note(f"structure pairing: embedding {n0} + {n1} pictures ({config.structure_embedder})")
-    e0, e1 = embed(run.domain0, config.structure_embedder), embed(run.domain1, config.structure_embedder)
-    k = config.structure_candidates
-    return structure_pairs(nearest(e0, e1, k), nearest(e1, e0, k), run.seed)
 
 
 def sample_t(config: RFPix2pixModel, n: int, rng: torch.Generator) -> Tensor:

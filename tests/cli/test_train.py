@@ -185,7 +185,7 @@ def test_skipped_files_are_listed(work):
     assert result.exit_code == 0 and "skipped dark/bad [1].png: not a readable image" in result.stderr
 
 
-@pytest.mark.parametrize("package", ["torch", "torchvision", "pydantic", "safetensors"])
+@pytest.mark.parametrize("package", ["torch", "torchvision", "pydantic", "safetensors", "scipy"])
 def test_a_missing_package_is_named_with_its_pip_line(work, monkeypatch, package):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == package else find_spec(name))
     result = rfp(*ALL)

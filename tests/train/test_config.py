@@ -124,12 +124,31 @@ def test_the_velocity_net_is_a_unet_unless_it_says_otherwise():
             {"velocity_net": {"type": "DiT", "patch_size": 12}},
             "max_size 128 is not a multiple of the velocity net's 12",
         ),
+        ({"structure_pairing": True, "coupling": "random"}, "coupling random contradicts structure_pairing true"),
+        ({"structure_pairing": True, "coupling": "minibatch_ot"}, "contradicts structure_pairing true"),
+        ({"coupling": "ot"}, "coupling: 'ot' is not one of random, structure, minibatch_ot"),
         ({"learning_rate": float("nan")}, "learning_rate: input should be"),
         ({"velocity_net": {"model_channels": 10**9}}, "velocity_net.model_channels: input should be less"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(values, said):
     assert said in complaint(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "coupling"),
+    [
+        ({}, "random"),
+        ({"structure_pairing": True}, "structure"),
+        ({"coupling": "structure"}, "structure"),
+        ({"coupling": "structure", "structure_pairing": True}, "structure"),
+        ({"coupling": None, "structure_pairing": False}, "random"),
+        ({"coupling": "minibatch_ot"}, "minibatch_ot"),
+    ],
+)
+def test_the_coupling_is_what_either_key_says(values, coupling):
+    config = validate(values)
+    assert config.pairs_by == coupling and validate(to_json(config)) == config
 
 
 def test_json_that_is_none_is_refused_with_its_place(tmp_path):

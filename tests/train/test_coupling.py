@@ -6,17 +6,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from rfp.train import coupling
+from rfp.train import neighbours
 from rfp.train.coupling import (
     EMBEDDERS,
     batches,
     embed,
-    nearest,
     random_pairs,
     shuffled,
     structure_pairs,
 )
 from rfp.train.domains import Crop, open_domain
+from rfp.train.neighbours import nearest
 from trainings import draw_domains, noisy
 
 
@@ -32,7 +32,7 @@ def unit(n, d, seed):
 @pytest.mark.parametrize("chunk", [1, 20, 200, 2**25])
 @pytest.mark.parametrize("k", [1, 4, 99])
 def test_nearest_is_brute_force_whatever_the_chunks(monkeypatch, chunk, k):
-    monkeypatch.setattr(coupling, "CHUNK", chunk)
+    monkeypatch.setattr(neighbours, "CHUNK", chunk)
     a, b = unit(13, 5, 0), unit(17, 5, 1)
     wanted = np.argsort(-(a.double() @ b.double().T).numpy(), axis=1)[:, :k]
     assert (nearest(a, b, k) == wanted).all()

@@ -92,10 +92,11 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(work, tmp_path, mo
     "changes",
     [
         STRUCTURE,
+        {"coupling": "minibatch_ot", "train_batch_size": 6, "train_images": 18},
         {"saliency_loss_weight": 0},
         {"max_size": 32, "saliency_net": {"type": "ResNetSaliencyNet", "backbone": "resnet18", "pretrained": False}},
     ],
-    ids=["structure pairing", "no classifier", "ResNet"],
+    ids=["structure pairing", "minibatch transport", "no classifier", "ResNet"],
 )
 def test_other_trainings_resume_bit_for_bit_too(work, tmp_path, changes):
     changes = {"saliency_max_steps": 2, "saliency_accuracy_threshold": 0, "train_images": 15} | changes
@@ -218,7 +219,7 @@ def test_only_the_newest_checkpoints_of_a_phase_are_kept(work, tmp_path):
 
 def test_an_interruption_while_pictures_are_embedded_saves_after_one_step(work, tmp_path):
     listener = Listener()
-    listener.note = lambda text: signal.raise_signal(signal.SIGINT) if "structure" in text else None
+    listener.note = lambda text: signal.raise_signal(signal.SIGINT) if "embedding" in text else None
     config = tiny(**STRUCTURE, saliency_loss_weight=0)
     with pytest.raises(Interrupted):
         train(Job(config, (work / "dark",), (work / "bright",), tmp_path / "run", device="cpu"), listener)

@@ -1,0 +1,93 @@
+"""From a config's coupling to the pairs of a training, with a proof sheet of who is like whom."""
+
+import json
+
+import numpy as np
+from PIL import Image
+
+from ..runtime.files import write_aside
+from ..runtime.pixels import Uint8
+from .coupling import Indices, Pair, embed, random_pairs, structure_pairs
+from .domains import Crop, Domain
+from .neighbours import nearest
+from .run import Run
+from .transport import transport_pairs
+
+SHEET_CANDIDATES = 8
+"""Candidates shown beside a picture, at most."""
+
+
+def couple(run: Run, step: int) -> Pair:
+    """The coupling that the config asks for; at `step` 0 its figures are logged."""
+    config = run.config
+    pairs = random_pairs(len(run.domain0), len(run.domain1), run.seed)
+    match config.pairs_by:
+        case "random":
+            return pairs
+        case "minibatch_ot":
+            return transport_pairs(run.domain0, run.domain1, pairs, config.train_batch_size)
+        case "structure":
+            return _by_structure(run, step)
+
+
+def _by_structure(run: Run, step: int) -> Pair:
+    config, n0, n1 = run.config, len(run.domain0), len(run.domain1)
+    run.report.note(f"structure pairing: embedding {n0} + {n1} pictures ({config.structure_embedder})")
+    e0, e1 = embed(run.domain0, config.structure_embedder), embed(run.domain1, config.structure_embedder)
+    near1, near0 = (nearest(a, b, config.structure_candidates) for a, b in ((e0, e1), (e1, e0)))
+    pairs = structure_pairs(near1, near0, run.seed)
+    _write_sheet(run, near1, near0)
+    if step == 0:
+        _report_drawn(run, pairs, near1, near0)
+    return pairs
+
+
+def ever_drawn(pairs: Pair, count: int, n0: int, n1: int) -> tuple[float, float]:
+    """The shares of both domains that the first `count` pairs hold."""
+    seen0, seen1 = np.zeros(n0, bool), np.zeros(n1, bool)
+    for k in range(min(count, 2 * max(n0, n1))):  # by then every epoch of `structure_pairs` has been through once
+        i, j = pairs(k)
+        seen0[i] = seen1[j] = True
+    return float(seen0.mean()), float(seen1.mean())
+
+
+def _report_drawn(run: Run, pairs: Pair, near1: Indices, near0: Indices) -> None:
+    """Say, and write to metrics.jsonl, how much of the domains training will see.
+
+    Some pictures are many others' nearest and some nobody's (hubness): `chosen0|1` is the share that the other
+    domain's choice alone would ever draw.
+    """
+    n0, n1 = len(run.domain0), len(run.domain1)
+    count = run.config.steps * run.config.train_batch_size
+    drawn0, drawn1 = ever_drawn(pairs, count, n0, n1)
+    chosen0, chosen1 = len(np.unique(near0)) / n0, len(np.unique(near1)) / n1
+    run.report.note(
+        f"structure pairing: draws {drawn0:.1%} of domain 0 and {drawn1:.1%} of domain 1 "
+        f"(paired one way only: {chosen0:.1%} and {chosen1:.1%})"
+    )
+    if min(drawn0, drawn1) < 0.95:
+        run.report.note(
+            f"structure pairing: {count:,} pairs are too few to draw every picture once; raise train_images to "
+            f"{2 * max(n0, n1):,} or more"
+        )
+    figures = {"drawn0": drawn0, "drawn1": drawn1, "chosen0": chosen0, "chosen1": chosen1}
+    with (run.folder / "metrics.jsonl").open("a", encoding="utf-8") as f:
+        f.write(json.dumps({"phase": "velocity", "step": 0, **figures}) + "\n")
+
+
+def _write_sheet(run: Run, near1: Indices, near0: Indices) -> None:
+    """samples/pairings.png: left, pictures of domain 0, each followed by its candidates; right, of domain 1."""
+    halves = [_half(run, run.domain0, run.domain1, near1), _half(run, run.domain1, run.domain0, near0)]
+    gap = np.full((len(halves[0]), run.config.max_size // 2, 3), 255, np.uint8)
+    with write_aside(run.folder / "samples" / "pairings.png") as partial:
+        Image.fromarray(np.concatenate([halves[0], gap, halves[1]], axis=1)).save(partial, format="PNG")
+
+
+def _half(run: Run, domain: Domain, other: Domain, near: Indices) -> Uint8:
+    n, size = run.config.sample_batch_size, run.config.max_size
+    gap = np.full((size, max(2, size // 8), 3), 255, np.uint8)
+    rows = []
+    for i in (row * len(domain) // n for row in range(n)):
+        candidates = [other.crop(int(j), Crop()) for j in near[i, :SHEET_CANDIDATES]]
+        rows.append(np.concatenate([domain.crop(i, Crop()), gap, *candidates], axis=1))
+    return np.concatenate(rows)
