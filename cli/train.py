@@ -2,10 +2,10 @@
 
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console, Group
@@ -22,10 +22,16 @@ if TYPE_CHECKING:
 def train(
     config: Annotated[str | None, typer.Option("--config", "-c", help="Preset by name, or a JSON file.")] = None,
     domain0: Annotated[
-        list[Path] | None, typer.Option("--domain0", "-d0", help="Folder, file, zip or video to turn from; repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--domain0",
+            "-d0",
+            help="Folder, file, zip or video to turn from; repeatable. The one word `random` makes pictures from noise "
+            "(a folder of that name is ./random).",
+        ),
     ] = None,
     domain1: Annotated[
-        list[Path] | None, typer.Option("--domain1", "-d1", help="Folder, file, zip or video to turn into; repeatable.")
+        list[str] | None, typer.Option("--domain1", "-d1", help="Folder, file, zip or video to turn into; repeatable.")
     ] = None,
     checkpoint: Annotated[
         Path | None, typer.Option("--checkpoint", "-ckpt", help="Run or checkpoint to go on from.")
@@ -46,7 +52,7 @@ def train(
         bool, typer.Option("--dry-run", help="Resolve everything, print the plan, train nothing.")
     ] = False,
 ) -> None:
-    """Learn to turn domain 0 into domain 1, without pairs.
+    """Learn to turn domain 0 into domain 1, without pairs; or noise into domain 1, with `--domain0 random`.
 
     Run the same command again to go on after an interruption. Ctrl-C saves first.
     """
@@ -83,8 +89,8 @@ def require_train() -> None:
 
 def resolve(
     config: str | None,
-    domain0: list[Path] | None,
-    domain1: list[Path] | None,
+    domain0: list[str] | None,
+    domain1: list[str] | None,
     checkpoint: Path | None,
     run_id: str | None,
     runs: Path,
@@ -94,7 +100,6 @@ def resolve(
     overrides: list[str] | None,
 ) -> "Job":
     """What the options ask for. Raises UsageError, ConfigError, CheckpointError."""
-    from ..runtime.media import paths
     from ..train import checkpoint as ckpt
     from ..train.config import to_json
     from ..train.reading import load_config, override
@@ -117,15 +122,29 @@ def resolve(
     else:
         raise UsageError("give --config, a preset by name or a JSON file (or --checkpoint, to go on with a run)")
     seed = before.get("seed", 0) if seed is None else seed
-    inputs = []
-    for name, given in (("domain0", domain0), ("domain1", domain1)):
-        found = given or before.get(name, [])
-        if not found:
-            raise UsageError(f"give --{name}: a folder, file, zip or video (repeat it for several)")
-        inputs.append(tuple(paths(found)))
+    inputs0 = _domain0(domain0, before.get("domain0", []))
+    inputs1 = _paths("domain1", domain1 or before.get("domain1", []))
     if folder is None:
-        folder = runs / (run_id or default_run_id(config or "run", settings, inputs[0], inputs[1], seed))
-    return Job(settings, inputs[0], inputs[1], folder, seed, device, start)
+        folder = runs / (run_id or default_run_id(config or "run", settings, inputs0, inputs1, seed))
+    return Job(settings, inputs0, inputs1, folder, seed, device, start)
+
+
+def _domain0(given: list[str] | None, before: list[str] | Literal["random"]) -> tuple[Path, ...] | Literal["random"]:
+    if given == ["random"] or (not given and before == "random"):
+        return "random"
+    if given and "random" in given:
+        raise UsageError("--domain0 random means noise, and stands alone; a folder of that name is ./random")
+    return _paths("domain0", given or before)
+
+
+def _paths(name: str, given: Sequence[str]) -> tuple[Path, ...]:
+    from ..runtime.media import paths
+
+    if not given:
+        raise UsageError(f"give --{name}: a folder, file, zip or video (repeat it for several)")
+    if not all(given):
+        raise UsageError(f"--{name} is empty; wanted a folder, file, zip or video")  # Path("") would be this folder
+    return tuple(paths(given))
 
 
 @contextmanager

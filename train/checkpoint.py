@@ -46,6 +46,8 @@ class Checkpoint:
     domains: tuple[str, str]
     tensors: Tensors = field(repr=False)
     metrics: dict[str, float] = field(default_factory=dict)
+    generative: bool = False
+    """Domain 0 is noise, not pictures."""
 
     def part(self, name: str) -> Tensors:
         """The tensors below `name.`, e.g. `velocity_ema`."""
@@ -101,6 +103,7 @@ def save(path: Path, checkpoint: Checkpoint, state: Tensors) -> None:
         "seed": checkpoint.seed,
         "domains": checkpoint.domains,
         "metrics": checkpoint.metrics,
+        "generative": checkpoint.generative,
     }
     for target, tensors in ((state_path(path), state), (path, checkpoint.tensors)):
         whole = {k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}
@@ -128,6 +131,7 @@ def load(path: Path) -> Checkpoint:
             (zero, one),
             tensors,
             {str(k): float(v) for k, v in about["metrics"].items()},
+            about.get("generative", False) is True,  # checkpoints from before there was noise do not say
         )
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError, ConfigError) as e:
         raise CheckpointError(f"{path}: its description is damaged: {e}") from e

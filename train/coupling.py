@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..runtime.pixels import Uint8, to_float
+from ..runtime.pixels import Float, Uint8, to_float
 from .domains import WORKERS, Crop, Domain
+from .noise import Noise
 
 Pair = Callable[[int], tuple[int, int]]
 """The k-th pair of a training: indices into domain 0 and domain 1."""
@@ -82,6 +83,12 @@ def random_pairs(n0: int, n1: int, seed: int) -> Pair:
     return lambda k: (draw0(k), draw1(k))
 
 
+def noise_pairs(n1: int, seed: int) -> Pair:
+    """Noise with pictures, independently: the k-th noise is only ever drawn in the k-th pair."""
+    draw1 = shuffled(n1, seed, 1)
+    return lambda k: (k, draw1(k))
+
+
 def structure_pairs(near1: Indices, near0: Indices, seed: int) -> Pair:
     """Each picture with one of its nearest neighbours in the other domain.
 
@@ -102,7 +109,7 @@ def structure_pairs(near1: Indices, near0: Indices, seed: int) -> Pair:
 
 
 def batches(
-    domain0: Domain,
+    domain0: Domain | Noise,
     domain1: Domain,
     pair: Pair,
     batch: int,
@@ -114,16 +121,17 @@ def batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches `start` to `stop` of x0, x1 [B, 3, size, size] in [-1, 1]; read ahead by `depth` batches.
 
-    Both pictures of a pair get the same crop and mirroring, which keeps what structure pairing aligned.
+    Both pictures of a pair get the same crop and mirroring, which keeps what structure pairing aligned. Noise has
+    the shape that it has.
     """
 
-    def crops(k: int) -> tuple[Uint8, Uint8]:
+    def crops(k: int) -> tuple[Uint8 | Float, Uint8]:
         i, j = pair(k)
         crop = Crop.draw(np.random.default_rng([seed, 3, k]), flip)
-        return domain0.crop(i, crop), domain1.crop(j, crop)
+        return domain0.draw(i) if isinstance(domain0, Noise) else domain0.crop(i, crop), domain1.crop(j, crop)
 
     with ThreadPoolExecutor(WORKERS) as pool:
-        pending: deque[list[Future[tuple[Uint8, Uint8]]]] = deque()
+        pending: deque[list[Future[tuple[Uint8 | Float, Uint8]]]] = deque()
         try:
             for step in range(start, stop + depth):
                 if step < stop:
@@ -134,6 +142,6 @@ def batches(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _collate(pairs: list[tuple[Uint8, Uint8]]) -> tuple[Tensor, Tensor]:
-    x0, x1 = (torch.from_numpy(to_float(np.stack(images))) for images in zip(*pairs, strict=True))
-    return x0, x1
+def _collate(pairs: list[tuple[Uint8 | Float, Uint8]]) -> tuple[Tensor, Tensor]:
+    x0, x1 = (np.stack(side) for side in zip(*pairs, strict=True))
+    return torch.from_numpy(to_float(x0) if x0.dtype == np.uint8 else x0), torch.from_numpy(to_float(x1))

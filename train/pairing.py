@@ -7,9 +7,10 @@ from PIL import Image
 
 from ..runtime.files import write_aside
 from ..runtime.pixels import Uint8
-from .coupling import Indices, Pair, embed, random_pairs, structure_pairs
+from .coupling import Indices, Pair, embed, noise_pairs, random_pairs, structure_pairs
 from .domains import Crop, Domain
 from .neighbours import nearest
+from .noise import Noise
 from .run import Run
 from .transport import transport_pairs
 
@@ -20,7 +21,10 @@ SHEET_CANDIDATES = 8
 def couple(run: Run, step: int) -> Pair:
     """The coupling that the config asks for; at `step` 0 its figures are logged."""
     config = run.config
-    pairs = random_pairs(len(run.domain0), len(run.domain1), run.seed)
+    if isinstance(run.domain0, Noise):
+        pairs = noise_pairs(len(run.domain1), run.seed)
+    else:
+        pairs = random_pairs(len(run.domain0), len(run.domain1), run.seed)
     match config.pairs_by:
         case "random":
             return pairs
@@ -31,9 +35,10 @@ def couple(run: Run, step: int) -> Pair:
 
 
 def _by_structure(run: Run, step: int) -> Pair:
-    config, n0, n1 = run.config, len(run.domain0), len(run.domain1)
+    config, (domain0, domain1) = run.config, run.pictures
+    n0, n1 = len(domain0), len(domain1)
     run.report.note(f"structure pairing: embedding {n0} + {n1} pictures ({config.structure_embedder})")
-    e0, e1 = embed(run.domain0, config.structure_embedder), embed(run.domain1, config.structure_embedder)
+    e0, e1 = embed(domain0, config.structure_embedder), embed(domain1, config.structure_embedder)
     near1, near0 = (nearest(a, b, config.structure_candidates) for a, b in ((e0, e1), (e1, e0)))
     pairs = structure_pairs(near1, near0, run.seed)
     _write_sheet(run, near1, near0)
@@ -57,7 +62,7 @@ def _report_drawn(run: Run, pairs: Pair, near1: Indices, near0: Indices) -> None
     Some pictures are many others' nearest and some nobody's (hubness): `chosen0|1` is the share that the other
     domain's choice alone would ever draw.
     """
-    n0, n1 = len(run.domain0), len(run.domain1)
+    n0, n1 = (len(domain) for domain in run.pictures)
     count = run.config.steps * run.config.train_batch_size
     drawn0, drawn1 = ever_drawn(pairs, count, n0, n1)
     chosen0, chosen1 = len(np.unique(near0)) / n0, len(np.unique(near1)) / n1
@@ -77,7 +82,8 @@ def _report_drawn(run: Run, pairs: Pair, near1: Indices, near0: Indices) -> None
 
 def _write_sheet(run: Run, near1: Indices, near0: Indices) -> None:
     """samples/pairings.png: left, pictures of domain 0, each followed by its candidates; right, of domain 1."""
-    halves = [_half(run, run.domain0, run.domain1, near1), _half(run, run.domain1, run.domain0, near0)]
+    domain0, domain1 = run.pictures
+    halves = [_half(run, domain0, domain1, near1), _half(run, domain1, domain0, near0)]
     gap = np.full((len(halves[0]), run.config.max_size // 2, 3), 255, np.uint8)
     with write_aside(run.folder / "samples" / "pairings.png") as partial:
         Image.fromarray(np.concatenate([halves[0], gap, halves[1]], axis=1)).save(partial, format="PNG")

@@ -8,6 +8,7 @@ from torch import nn
 from .config import RFPix2pixModel
 from .domains import Domain
 from .frame_cache import GIGABYTE, cache_folder
+from .noise import Noise
 from .run import Job, Reporter, open_run
 from .saliency import build_saliency_net
 from .velocity_net import VelocityNet, build_velocity_net
@@ -35,7 +36,7 @@ def plan(job: Job, report: Reporter) -> list[str]:
         f"crops     {config.max_size}×{config.max_size} px",
         f"coupling  {coupling}",
     ]
-    if undecoded := run.domain0.undecoded + run.domain1.undecoded:
+    if undecoded := sum(d.undecoded for d in (run.domain0, run.domain1) if isinstance(d, Domain)):
         lines.append(
             f"videos    about {undecoded / GIGABYTE:.2f} GB of frames to decode to {cache_folder() / 'frames'} "
             f"(frame_cache_gigabytes {config.frame_cache_gigabytes:g})"
@@ -60,8 +61,10 @@ def plan(job: Job, report: Reporter) -> list[str]:
     return lines
 
 
-def pictures(domain: Domain) -> str:
+def pictures(domain: Domain | Noise) -> str:
     """How many pictures a domain has: about, where the frames of a video were only counted."""
+    if isinstance(domain, Noise):
+        return f"noise, N(0, 1) of shape {'×'.join(map(str, domain.shape))}: a generative model"
     about = "about " if domain.undecoded else ""
     return f"{about}{len(domain):,} pictures in {domain.name} ({len(domain.skipped)} skipped)"
 

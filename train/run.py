@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from . import checkpoint as ckpt
 from .config import RFPix2pixModel, to_json
 from .domains import Crop, Domain, open_domain
 from .frame_cache import GIGABYTE, FrameCache
+from .noise import RANDOM, Noise, noise_domain
 from .reading import parse_json, validate
 
 FREE_TO_CHANGE = frozenset(
@@ -61,7 +62,7 @@ class Job:
     """What to train: everything that a command line says."""
 
     config: RFPix2pixModel
-    inputs0: tuple[Path, ...]
+    inputs0: tuple[Path, ...] | Literal["random"]
     inputs1: tuple[Path, ...]
     folder: Path
     seed: int = 0
@@ -78,7 +79,7 @@ class Run:
     config: RFPix2pixModel
     seed: int
     device: torch.device
-    domain0: Domain
+    domain0: Domain | Noise
     domain1: Domain
     report: Reporter
     resumed: ckpt.Checkpoint | None = None
@@ -91,14 +92,16 @@ class Run:
         entropy = np.random.SeedSequence([self.seed, ckpt.PHASES.index(phase), step]).generate_state(1, np.uint64)
         return torch.Generator().manual_seed(int(entropy[0] >> 1))
 
-    def samples(self) -> tuple[Uint8, Uint8]:
-        """The fixed pictures of the sample grids, evenly spread over each domain: uint8 [N, H, W, 3] each."""
+    @property
+    def pictures(self) -> tuple[Domain, Domain]:
+        """Both domains, for what needs pictures of both: noise_domain() has refused a config that asks it of noise."""
+        assert isinstance(self.domain0, Domain)
+        return self.domain0, self.domain1
+
+    def samples(self, domain: Domain) -> Uint8:
+        """The fixed pictures of the sample grids, evenly spread over a domain: uint8 [N, H, W, 3]."""
         n = self.config.sample_batch_size
-        picked = [
-            np.stack([domain.crop(i * len(domain) // n, Crop()) for i in range(n)])
-            for domain in (self.domain0, self.domain1)
-        ]
-        return picked[0], picked[1]
+        return np.stack([domain.crop(i * len(domain) // n, Crop()) for i in range(n)])
 
     def log(self, phase: str, step: int, steps: int, metrics: Mapping[str, Tensor | float]) -> None:
         """Report a step; every `log_every` steps, and before each checkpoint, append its metrics to metrics.jsonl.
@@ -131,10 +134,13 @@ class Run:
     ) -> None:
         """Write a checkpoint and drop the run's oldest of that phase beyond `keep_checkpoints`."""
         names = (self.domain0.name, self.domain1.name)
-        x0, x1 = self.samples()
-        tensors = tensors | {"samples.domain0": torch.from_numpy(x0), "samples.domain1": torch.from_numpy(x1)}
+        generative = isinstance(self.domain0, Noise)
+        for place, domain in enumerate((self.domain0, self.domain1)):
+            if isinstance(domain, Domain):
+                tensors = tensors | {f"samples.domain{place}": torch.from_numpy(self.samples(domain))}
         target = self.folder / "checkpoints" / f"{phase}-{step:08d}.safetensors"
-        ckpt.save(target, ckpt.Checkpoint(self.config, phase, step, self.seed, names, tensors, metrics), state)
+        saved = ckpt.Checkpoint(self.config, phase, step, self.seed, names, tensors, metrics, generative)
+        ckpt.save(target, saved, state)
         written = [p for p in ckpt.checkpoints(self.folder) if p.name.startswith(phase)]
         for old in written[: -self.config.keep_checkpoints]:
             ckpt.state_path(old).unlink(missing_ok=True)
@@ -160,13 +166,18 @@ def pick_device(name: str) -> torch.device:
 
 
 def default_run_id(
-    config_name: str, config: RFPix2pixModel, inputs0: Sequence[Path], inputs1: Sequence[Path], seed: int
+    config_name: str,
+    config: RFPix2pixModel,
+    inputs0: Sequence[Path] | Literal["random"],
+    inputs1: Sequence[Path],
+    seed: int,
 ) -> str:
     """A name that the same command always gives, so that running it again goes on."""
-    stems = [p.stem for p in (Path(config_name), inputs0[0].resolve(), inputs1[0].resolve())]
+    ends = [x if isinstance(x, str) else x[0].resolve().stem for x in (inputs0, inputs1)]
+    stems = [Path(config_name).stem, *ends]
     names = [stem.encode()[:60].decode(errors="ignore") for stem in stems]  # a folder's name has 255 bytes at most
     fixed = {k: v for k, v in to_json(config).items() if k not in FREE_TO_CHANGE}
-    identity = json.dumps([fixed, [str(p.resolve()) for p in inputs0], [str(p.resolve()) for p in inputs1], seed])
+    identity = json.dumps([fixed, where(inputs0), where(inputs1), seed])
     return "-".join([*names, hashlib.sha256(identity.encode()).hexdigest()[:6]])
 
 
@@ -185,16 +196,23 @@ def open_run(job: Job, report: Reporter, dry_run: bool = False) -> Run:
     if resumed:
         _same_nets(resumed, job.config, f"{start}")
     frames = FrameCache(job.config.frame_stride, int(job.config.frame_cache_gigabytes * GIGABYTE), dry_run)
-    domains = []
-    for inputs in (job.inputs0, job.inputs1):
-        cache = job.config.cache_megabytes << 20
-        domain = open_domain(inputs, job.config.max_size, cache, report.note, frames)
-        for problem in domain.skipped:
-            report.note(f"skipped {problem}")
-        domains.append(domain)
+    if isinstance(job.inputs0, str):
+        domain0: Domain | Noise = noise_domain(job.config, job.seed)
+        if Path(RANDOM).exists():
+            report.note(f"domain 0 is noise; {Path(RANDOM).resolve()} is not read (it would be as ./{RANDOM})")
+    else:
+        domain0 = _open(job, job.inputs0, frames, report)
+    domain1 = _open(job, job.inputs1, frames, report)
     if resumed and not state:
         report.note(f"{start}: no training state beside it: starting from its weights, at step 0")
-    return Run(job.folder, job.config, job.seed, device, domains[0], domains[1], report, resumed, state)
+    return Run(job.folder, job.config, job.seed, device, domain0, domain1, report, resumed, state)
+
+
+def _open(job: Job, inputs: Sequence[Path], frames: FrameCache, report: Reporter) -> Domain:
+    domain = open_domain(inputs, job.config.max_size, job.config.cache_megabytes << 20, report.note, frames)
+    for problem in domain.skipped:
+        report.note(f"skipped {problem}")
+    return domain
 
 
 def _same_training(job: Job) -> None:
@@ -216,9 +234,13 @@ def _same_training(job: Job) -> None:
 
 
 def describe(job: Job) -> dict[str, Any]:
-    """What run.json says: the inputs as absolute paths, and the seed."""
-    zero, one = ([str(p.resolve()) for p in inputs] for inputs in (job.inputs0, job.inputs1))
-    return {"domain0": zero, "domain1": one, "seed": job.seed}
+    """What run.json says: the inputs, and the seed."""
+    return {"domain0": where(job.inputs0), "domain1": where(job.inputs1), "seed": job.seed}
+
+
+def where(inputs: Sequence[Path] | Literal["random"]) -> list[str] | Literal["random"]:
+    """Absolute paths; noise as the word for it, which no list of paths can be taken for."""
+    return inputs if isinstance(inputs, str) else [str(p.resolve()) for p in inputs]
 
 
 def _same_nets(resumed: ckpt.Checkpoint, config: RFPix2pixModel, where: str) -> None:
@@ -239,7 +261,10 @@ def read_run(folder: Path) -> dict[str, Any]:
     path = folder / "run.json"
     try:
         about = parse_json(path.read_text(encoding="utf-8"), str(path))
-        zero, one = ([str(p) for p in about[name]] for name in ("domain0", "domain1"))
+        zero, one = (
+            RANDOM if about[name] == RANDOM and name == "domain0" else [str(p) for p in about[name]]
+            for name in ("domain0", "domain1")
+        )
         return {"domain0": zero, "domain1": one, "seed": int(about["seed"])}
     except FileNotFoundError:
         return {}

@@ -44,9 +44,7 @@ def train_saliency(run: Run) -> SaliencyNet:
         ckpt.restore_optimizer(optimizer, run.resumed_state)
         step, reached, frozen = resumed.step, resumed.metrics["accuracy"], bool(resumed.metrics["frozen"])
 
-    (learn0, judge0), (learn1, judge1) = (
-        _hold_out(run, domain, place) for place, domain in enumerate((run.domain0, run.domain1))
-    )
+    (learn0, judge0), (learn1, judge1) = (_hold_out(run, domain, place) for place, domain in enumerate(run.pictures))
     draw = random_pairs(len(learn0), len(learn1), run.seed)
 
     def pair(k: int) -> tuple[int, int]:
@@ -58,7 +56,7 @@ def train_saliency(run: Run) -> SaliencyNet:
         run.save("saliency", step, _tensors(net), ckpt.optimizer_tensors(optimizer), metrics)
 
     size, bound = config.train_batch_size, config.saliency_max_steps
-    for x0, x1 in batches(run.domain0, run.domain1, pair, size, step, bound, run.seed, flip=False):
+    for x0, x1 in batches(*run.pictures, pair, size, step, bound, run.seed, flip=False):
         _freeze(net, frozen)
         for group in optimizer.param_groups:
             group["lr"] = config.saliency_learning_rate * (0.1 if net.pretrained and not frozen else 1.0)

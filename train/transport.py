@@ -9,12 +9,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
-from ..runtime.pixels import to_float
+from ..runtime.pixels import Float, to_float
 from .coupling import Indices, Pair
 from .domains import WORKERS, Crop, Domain
+from .noise import Noise
 
 OT_SIZE = 32
-"""Side in pixels, at most, of the centre crops whose distances count."""
+"""Side in pixels, at most, of the centre crops whose distances count; noise is seen whole."""
 
 
 def ot_permutation(x0: npt.NDArray[Any], x1: npt.NDArray[Any]) -> Indices:
@@ -29,25 +30,25 @@ def ot_permutation(x0: npt.NDArray[Any], x1: npt.NDArray[Any]) -> Indices:
     return permutation
 
 
-def transport_pairs(domain0: Domain, domain1: Domain, pair: Pair, batch: int) -> Pair:
+def transport_pairs(domain0: Domain | Noise, domain1: Domain, pair: Pair, batch: int) -> Pair:
     """`pair`, with the pictures of domain 1 exchanged within each batch of `batch` pairs so as to lie nearest.
 
     Still a function of k alone: whoever draws any pair of a batch, in any thread or process, finds the same one.
     """
-    size = min(domain0.size, OT_SIZE)
+    size = domain1.size if isinstance(domain0, Noise) else min(domain1.size, OT_SIZE)
     solved: dict[int, list[tuple[int, int]]] = {}
     lock = threading.Lock()
     readers = ThreadPoolExecutor(WORKERS)
 
-    def centre(where: tuple[Domain, int]) -> npt.NDArray[np.uint8]:
+    def look(where: tuple[Domain | Noise, int]) -> Float:
         domain, index = where
-        return Crop().apply(domain.read(index), size)
+        return domain.draw(index) if isinstance(domain, Noise) else to_float(Crop().apply(domain.read(index), size))
 
     def solve(step: int) -> list[tuple[int, int]]:
         drawn = [pair(k) for k in range(step * batch, (step + 1) * batch)]
-        x0 = list(readers.map(centre, [(domain0, i) for i, _ in drawn]))
-        x1 = list(readers.map(centre, [(domain1, j) for _, j in drawn]))
-        order = ot_permutation(to_float(np.stack(x0)), to_float(np.stack(x1)))
+        x0 = list(readers.map(look, [(domain0, i) for i, _ in drawn]))
+        x1 = list(readers.map(look, [(domain1, j) for _, j in drawn]))
+        order = ot_permutation(np.stack(x0), np.stack(x1))
         return [(i, drawn[place][1]) for (i, _), place in zip(drawn, order, strict=True)]
 
     def transported(k: int) -> tuple[int, int]:

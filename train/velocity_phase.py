@@ -10,11 +10,13 @@ from torch import Tensor
 
 from ..runtime.euler import integrate
 from ..runtime.files import write_aside
-from ..runtime.pixels import to_uint8
+from ..runtime.pixels import Uint8, to_uint8
+from ..runtime.sheet import sheet
 from . import checkpoint as ckpt
 from .config import RFPix2pixModel
 from .coupling import batches
 from .loss import Features, losses, measure_scales
+from .noise import Noise
 from .pairing import couple
 from .run import Interrupted, Run
 from .saliency import SaliencyNet
@@ -116,12 +118,17 @@ def translate(v: VelocityNet, x: Tensor, steps: int, t0: float = 0.0, t1: float 
 
 
 def write_samples(run: Run, ema: VelocityNet, step: int) -> None:
-    """samples/step-N.png: input | output for the run's fixed pictures, by the averaged weights."""
-    x0 = run.samples()[0]
-    out = to_uint8(translate(ema, run.tensor(x0), run.config.num_inference_steps).cpu().numpy())
-    rows = [np.concatenate([a, b], axis=1) for a, b in zip(x0, out, strict=True)]
-    half = -(-len(rows) // 2)
-    rows += [np.full_like(rows[0], 255)] * (2 * half - len(rows))
-    grid = np.concatenate([np.concatenate(rows[:half]), np.concatenate(rows[half:])], axis=1)
+    """samples/step-N.png by the averaged weights: input | output for the run's fixed pictures, or fixed noises' own."""
+    if isinstance(run.domain0, Noise):
+        x0 = torch.from_numpy(run.domain0.samples(run.config.sample_batch_size)).to(run.device)
+        grid = sheet(sample(run, ema, x0))
+    else:
+        pictures = run.samples(run.domain0)
+        grid = sheet(np.concatenate([pictures, sample(run, ema, run.tensor(pictures))], axis=2), columns=2)
     with write_aside(run.folder / "samples" / f"step-{step:08d}.png") as partial:
         Image.fromarray(grid).save(partial, format="PNG")
+
+
+def sample(run: Run, ema: VelocityNet, x0: Tensor) -> Uint8:
+    """x0 [N, C, H, W] moved to domain 1: uint8 [N, H, W, 3]."""
+    return to_uint8(translate(ema, x0, run.config.num_inference_steps).cpu().numpy())

@@ -179,6 +179,52 @@ def test_training_that_fails_exits_1(work):
     assert result.exit_code == 1 and "the classifier tells the domains apart in only" in result.stderr
 
 
+GENERATIVE = ("-c", "quick.json", "-d0", "random", "-d1", "bright", "--device", "cpu")
+
+
+def test_the_word_random_trains_from_noise_and_a_checkpoint_goes_on_so(work):
+    result = rfp(*GENERATIVE, "--run-id", "a")
+    assert result.exit_code == 0, result.stderr
+    assert newest(work / "runs" / "a").generative
+    assert "domain 0  noise, N(0, 1) of shape 3×16×16" in rfp(*GENERATIVE, "--dry-run").stdout
+    result = rfp("--checkpoint", "runs/a", "--set", "train_images=20", "--device", "cpu")
+    assert "velocity 4/4" in result.stderr and newest(work / "runs" / "a").generative
+
+
+@pytest.mark.parametrize("name", ["./random", "random/", "../{here}/random"])
+def test_a_folder_called_random_is_a_folder_where_the_path_says_so(work, name):
+    (work / "dark").rename(work / "random")
+    args = list(GENERATIVE)
+    args[3] = name.format(here=work.name)
+    assert "domain 0  7 pictures in random" in rfp(*args, "--dry-run").stdout
+    assert rfp(*args, "--run-id", "a").exit_code == 0 and not newest(work / "runs" / "a").generative
+    word = rfp(*GENERATIVE, "--dry-run")
+    assert "domain 0  noise" in word.stdout and f"{work}/random is not read" in word.stderr
+
+
+@pytest.mark.parametrize("given", ["", "Random", "random ", "rnadom", "empty", "empty/random"])
+def test_a_misspelt_or_empty_domain_0_is_never_noise(work, given):
+    (work / "empty").mkdir()
+    args = list(GENERATIVE)
+    args[3] = given
+    result = rfp(*args)
+    assert result.exit_code == 2 and not (work / "runs").exists() and "noise" not in result.output
+    said = {"": "--domain0 is empty", "empty": "holds no image"}.get(given, f"{given}: no such file or folder")
+    assert said in result.stderr
+
+
+def test_noise_stands_alone_and_with_a_config_for_it(work):
+    result = rfp(*GENERATIVE, "-d0", "dark")
+    assert result.exit_code == 2 and "stands alone; a folder of that name is ./random" in result.stderr
+    result = rfp(*GENERATIVE, "--set", "saliency_loss_weight=1", "--set", "structure_pairing=true")
+    assert (
+        result.exit_code == 2
+        and "noise has no structure" in result.stderr
+        and "saliency_loss_weight 1" in result.stderr
+    )
+    assert not (work / "runs").exists()
+
+
 def test_skipped_files_are_listed(work):
     (work / "dark" / "bad [1].png").write_bytes(b"no")
     result = rfp(*ALL)

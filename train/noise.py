@@ -1,0 +1,56 @@
+"""Domain 0 of a generative training: noise in place of pictures."""
+
+from dataclasses import dataclass
+
+from ..runtime.errors import ConfigError
+from ..runtime.noise import noise, noises
+from ..runtime.pixels import Float
+from .config import RFPix2pixModel
+
+RANDOM = "random"
+"""What stands for noise in place of the inputs of domain 0: this word exactly, so that no lost folder becomes it."""
+
+
+@dataclass(frozen=True)
+class Noise:
+    """x0 ~ N(0, 1) of `shape` [C, H, W], that of what the velocity net moves. The k-th is a function of (seed, k)."""
+
+    seed: int
+    shape: tuple[int, int, int]
+    name: str = RANDOM
+
+    def draw(self, k: int) -> Float:
+        """The x0 of the k-th pair: float32 [C, H, W]. None of them is a noise of `samples`."""
+        return noise(self.shape, self.seed, 0, k)
+
+    def samples(self, n: int) -> Float:
+        """What the sample grids start from: float32 [n, C, H, W], the noises of `rfp generate` with this seed."""
+        return noises(self.shape, self.seed, range(n))
+
+
+def noise_domain(config: RFPix2pixModel, seed: int) -> Noise:
+    """Domain 0 of `--domain0 random`.
+
+    Raises:
+        ConfigError: the config asks of noise what only pictures have.
+    """
+    problems = []
+    if config.pairs_by == "structure":
+        problems.append(
+            "coupling structure (structure_pairing): noise has no structure that a picture could be like; "
+            "leave it out, or take coupling minibatch_ot"
+        )
+    if config.saliency_loss_weight:
+        problems.append(
+            f"saliency_loss_weight {config.saliency_loss_weight:g}: any few pixels tell noise from a picture, so a "
+            "classifier of the two has nothing to teach; set it to 0, for plain flow matching"
+        )
+    if problems:
+        lines = "\n".join(f"  {problem}" for problem in problems)
+        raise ConfigError(f"--domain0 {RANDOM} (noise) does not go with this config; -c generative does\n{lines}")
+    return Noise(seed, state_shape(config))
+
+
+def state_shape(config: RFPix2pixModel) -> tuple[int, int, int]:
+    """C, H, W of the state x that the velocity net moves."""
+    return 3, config.max_size, config.max_size
