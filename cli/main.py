@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 from ..runtime.errors import RfpError
 from .demo import demo
 from .export import export
+from .split import split
 from .train import train
 from .translate import translate
 
@@ -45,6 +46,7 @@ def root() -> None:
 app.command()(train)
 app.command()(export)
 app.command()(translate)
+app.command()(split)
 app.command()(demo)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,3 +60,21 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON, whole or not at all."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+if sys.platform == "win32":
+
+    def lock(fd: int, shared: bool, wait: bool = True) -> bool:
+        """No lock: nothing of this was tried on Windows."""
+        return True
+
+else:
+    import fcntl
+
+    def lock(fd: int, shared: bool, wait: bool = True) -> bool:
+        """Lock an open file, or change how it is locked; False where another process has it and we do not wait."""
+        try:
+            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            return False
+        return True

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,14 @@ def save_image(pixels: Uint8, job: Job) -> None:
             Image.fromarray(pixels).save(partial, format_, **options)
     except (OSError, ValueError, MemoryError) as e:
         raise MediaError(f"{job.target}: cannot be written: {e or type(e).__name__}") from e
+
+
+def encode_image(image: Image.Image, suffix: str) -> bytes:
+    """An RGB picture as a file of the format that its suffix names."""
+    format_, options = _SAVE[suffix.lower()]
+    out = BytesIO()
+    image.save(out, format_, **options)
+    return out.getvalue()
 
 
 def _decode(job: Job, flow: Flow) -> Work:

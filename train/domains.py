@@ -110,14 +110,20 @@ class Domain:
     def _decode(self, item: Item) -> Image.Image:
         if item.frames is not None:
             return Image.fromarray(item.frames[item.row])
-        image = read_image(item.media)
-        # Box reduction down to twice the crop's size, then LANCZOS: Pillow's own reducing_gap=2, but cacheable.
-        factor = int(0.9 * min(image.size) / (2 * self.size))
-        return image.reduce(factor) if factor > 1 else image
+        return reduced(read_image(item.media), self.size)
 
     def crop(self, index: int, crop: Crop) -> Uint8:
         """uint8 [size, size, 3]."""
         return crop.apply(self.read(index), self.size)
+
+
+def reduced(image: Image.Image, size: int) -> Image.Image:
+    """A picture far larger than crops of `size` px, made smaller by a whole factor before it is kept or cut.
+
+    Box reduction down to twice the crop's size, then LANCZOS: Pillow's own reducing_gap=2, but cacheable.
+    """
+    factor = int(0.9 * min(image.size) / (2 * size))
+    return image.reduce(factor) if factor > 1 else image
 
 
 def open_domain(

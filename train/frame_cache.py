@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ import av
 import numpy as np
 
 from ..runtime.errors import MediaError, UsageError
-from ..runtime.files import write_aside, write_json
+from ..runtime.files import lock, write_aside, write_json
 from ..runtime.frames import look, open_video, read
 from ..runtime.media import Media
 from ..runtime.pixels import Uint8
@@ -155,13 +154,13 @@ def _open(
         if base not in _held:
             _held[base] = os.open(base.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o666)
         while True:
-            if not _lock(_held[base], shared=True, wait=False):
+            if not lock(_held[base], shared=True, wait=False):
                 tell(f"waiting for another process that decodes {media}")
-                _lock(_held[base], shared=True)
+                lock(_held[base], shared=True)
             if film := _cached(base):
                 os.utime(base.with_suffix(".rgb"))
                 return film
-            _lock(_held[base], shared=False)
+            lock(_held[base], shared=False)
             if not _cached(base):
                 _decode(media, found or survey(media, size, cache.stride), cache, base, tell)
     except OSError as e:
@@ -238,24 +237,7 @@ def _stem(path: Path) -> str:
 def _idle(path: Path) -> int | None:
     """The lock of a film that no process uses, taken, or None."""
     fd = os.open(path.with_name(f"{_stem(path)}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
-    if _lock(fd, shared=False, wait=False):
+    if lock(fd, shared=False, wait=False):
         return fd
     os.close(fd)
     return None
-
-
-if sys.platform == "win32":
-
-    def _lock(fd: int, shared: bool, wait: bool = True) -> bool:
-        return True  # no two processes at once there: nothing of this was tried on Windows
-
-else:
-    import fcntl
-
-    def _lock(fd: int, shared: bool, wait: bool = True) -> bool:
-        """Lock an open file, or change how it is locked; False where another process has it and we do not wait."""
-        try:
-            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            return False
-        return True
