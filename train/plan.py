@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .config import RFPix2pixModel
 from .domains import Domain
@@ -11,7 +12,7 @@ from .frame_cache import GIGABYTE, cache_folder
 from .noise import Noise
 from .run import Job, Reporter, open_run
 from .saliency import build_saliency_net
-from .velocity_net import VelocityNet, build_velocity_net
+from .velocity_net import build_velocity_net
 
 
 def plan(job: Job, report: Reporter) -> list[str]:
@@ -54,7 +55,7 @@ def plan(job: Job, report: Reporter) -> list[str]:
     lines += [
         f"phase 2   {config.velocity_net.type}, {parameters(velocity):,} parameters, {config.steps:,} steps of "
         f"{config.train_batch_size} pairs ({config.train_images:,} in all)",
-        f"memory    about {memory(config, velocity, saliency) / 2**30:.1f} GiB on the {run.device} for phase 2",
+        f"memory    about {memory(config) / 2**30:.1f} GiB on the {run.device} for phase 2",
     ]
     if run.resumed:
         lines.append(f"goes on   from {run.resumed.phase} step {run.resumed.step:,}")
@@ -74,28 +75,33 @@ def parameters(net: nn.Module) -> int:
     return sum(p.numel() for p in net.parameters())
 
 
-def memory(config: RFPix2pixModel, velocity: VelocityNet, saliency: nn.Module | None) -> int:
-    """Estimated bytes of phase 2: weights, gradient, two moments and the average, and one minibatch's activations."""
-    side, n = config.max_size, config.train_minibatch_size
-    x = torch.empty(1, config.channels, side, side, device="meta")
-    activations = saved_bytes(lambda: velocity(x, torch.empty(1, device="meta")))
-    if saliency:  # forward mode keeps the primal and what the tangent's gradient needs
-        activations += 2 * saved_bytes(lambda: saliency.eval()(x))
-    fixed = 5 * 4 * parameters(velocity) + (4 * parameters(saliency) if saliency else 0)
-    return fixed + n * activations
+def memory(config: RFPix2pixModel) -> int:
+    """Estimated bytes of phase 2: weights, gradient, two moments and the average, and one minibatch's activations.
+
+    Fake tensors take the kernels that real ones would on a CPU, without memory and computing. As on a GPU, its
+    attention keeps no map of all tokens by all tokens.
+    """
+    with FakeTensorMode():
+        x = torch.empty(config.train_minibatch_size, config.channels, config.max_size, config.max_size)
+        velocity = build_velocity_net(config)
+        total = 5 * 4 * parameters(velocity) + saved_bytes(velocity, lambda: velocity(x, torch.empty(len(x))))
+        if config.saliency_loss_weight:  # forward mode keeps the primal and what the tangent's gradient needs
+            saliency = build_saliency_net(config.saliency_net, load_weights=False).eval()
+            total += 4 * parameters(saliency) + 2 * saved_bytes(saliency, lambda: saliency(x))
+    return total
 
 
-def saved_bytes(forward: Callable[[], object]) -> int:
-    """Bytes that autograd keeps for the backward pass of `forward()`, on meta tensors: nothing is computed."""
-    total, seen = 0, set()
+def saved_bytes(net: nn.Module, forward: Callable[[], object]) -> int:
+    """Bytes that autograd keeps for the backward pass of `forward()`, besides the net's own weights."""
+    weights = {p.untyped_storage()._cdata for p in net.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}  # held on to, for an address that is free again may be taken again
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        nonlocal total
-        if not isinstance(tensor, nn.Parameter) and id(tensor) not in seen:
-            seen.add(id(tensor))
-            total += tensor.numel() * tensor.element_size()
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         forward()
-    return total
+    return sum(storage.nbytes() for storage in kept.values())
