@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 from ..runtime.errors import RfpError
 from .demo import demo
 from .export import export
+from .generate import generate
 from .split import split
 from .train import train
 from .translate import translate
@@ -47,6 +48,7 @@ app.command()(train)
 app.command()(export)
 app.command()(translate)
 app.command()(split)
+app.command()(generate)
 app.command()(demo)
 
 

@@ -9,8 +9,11 @@ from .. import __version__
 from ..runtime.bundle import MANIFEST_FILE, Bundle, Graph, Manifest
 from ..runtime.errors import CheckpointError, UsageError
 from ..runtime.files import write_folder_aside
+from ..runtime.noise import noises
+from ..runtime.pixels import Float, to_float
 from ..train import checkpoint as ckpt
 from ..train.config import to_json
+from ..train.noise import state_shape
 from .onnx import export_onnx
 from .proof import Parity, as_figures, prove
 
@@ -39,12 +42,10 @@ def export_bundle(
     path = ckpt.find(source)
     checkpoint = ckpt.load(path)
     net = checkpoint.velocity()
-    samples = checkpoint.part("samples")
-    if {"domain0", "domain1"} - samples.keys():
-        raise CheckpointError(f"{path}: holds no sample pictures to prove an export with; save it again with this rfp")
+    starts = _starts(checkpoint, path)
     config = checkpoint.config
     manifest = Manifest(
-        name=name or "-to-".join(checkpoint.domains),
+        name=name or (checkpoint.domains[1] if checkpoint.generative else "-to-".join(checkpoint.domains)),
         image_size=config.max_size,
         multiple=config.velocity_net.multiple,
         default_steps=config.num_inference_steps,
@@ -52,6 +53,7 @@ def export_bundle(
         licence=licence,
         provenance=provenance,
         rfp_version=__version__,
+        generative=checkpoint.generative,
         training={
             "step": checkpoint.step,
             "images": checkpoint.step * config.train_batch_size,
@@ -64,7 +66,17 @@ def export_bundle(
         export_onnx(net, manifest, file)
         model = file.read_bytes()
         note("proving the graph against PyTorch over the whole integration")
-        parity = prove(net, Bundle(file, manifest, model), (samples["domain0"].numpy(), samples["domain1"].numpy()))
+        parity = prove(net, Bundle(file, manifest, model), starts)
         graph = Graph(file.name, "fp32", hashlib.sha256(model).hexdigest(), len(model), as_figures(parity))
         (folder / MANIFEST_FILE).write_text(replace(manifest, graphs=(graph,)).to_json(), encoding="utf-8")
     return parity
+
+
+def _starts(checkpoint: ckpt.Checkpoint, path: Path) -> tuple[Float, Float]:
+    """What a proof starts from at t = 0 and t = 1: the checkpoint's pictures, or noise and pictures."""
+    pictures = {name: to_float(x.numpy()) for name, x in checkpoint.part("samples").items()}
+    if checkpoint.generative and "domain1" in pictures:
+        pictures["domain0"] = noises(state_shape(checkpoint.config), 0, range(4))
+    if {"domain0", "domain1"} - pictures.keys():
+        raise CheckpointError(f"{path}: holds no sample pictures to prove an export with; save it again with this rfp")
+    return pictures["domain0"], pictures["domain1"]

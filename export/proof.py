@@ -8,7 +8,7 @@ import torch
 from ..runtime.bundle import Bundle
 from ..runtime.errors import ExportError
 from ..runtime.euler import integrate
-from ..runtime.pixels import Float, Uint8, to_float, to_uint8
+from ..runtime.pixels import Float, to_uint8
 from ..runtime.velocity import Velocity
 from ..train.velocity_net import VelocityNet
 
@@ -28,10 +28,10 @@ class Parity:
     cases: int
 
 
-def prove(net: VelocityNet, bundle: Bundle, pictures: tuple[Uint8, Uint8]) -> Parity:
+def prove(net: VelocityNet, bundle: Bundle, starts: tuple[Float, Float]) -> Parity:
     """Integrate both over real pictures: two sizes, batch 1 and 4, both directions.
 
-    `pictures` are uint8 [N, H, W, 3] of domain 0 and domain 1.
+    `starts` are pictures, or noise, float32 [N, C, H, W] of domain 0 and domain 1.
 
     Raises:
         ExportError: below the floor for float32.
@@ -44,8 +44,8 @@ def prove(net: VelocityNet, bundle: Bundle, pictures: tuple[Uint8, Uint8]) -> Pa
         return v
 
     psnrs, levels = [], []
-    for start, images in enumerate(pictures):
-        for x in cases(images, bundle.manifest.multiple):
+    for start, samples in enumerate(starts):
+        for x in cases(samples, bundle.manifest.multiple):
             want = integrate(reference, x, steps, float(start), 1.0 - start)
             got = integrate(velocity, x, steps, float(start), 1.0 - start)
             error = float(np.mean((want - got).astype(np.float64) ** 2))
@@ -61,9 +61,9 @@ def prove(net: VelocityNet, bundle: Bundle, pictures: tuple[Uint8, Uint8]) -> Pa
     return parity
 
 
-def cases(images: Uint8, multiple: int) -> list[Float]:
-    """Batches to prove a graph with: up to four pictures at once, one alone, and one made taller."""
-    x = to_float(images[:4])
+def cases(samples: Float, multiple: int) -> list[Float]:
+    """Batches to prove a graph with: up to four samples at once, one alone, and one made taller."""
+    x = samples[:4]
     taller = np.concatenate([x[:1], x[:1, :, :multiple]], axis=2)
     return [x, x[:1], taller]
 

@@ -22,13 +22,17 @@ from .errors import (
 if TYPE_CHECKING:
     from .bundle import Bundle, Graph, Manifest, load_bundle
     from .euler import integrate
-    from .translation import Event, Report, translate
+    from .generation import generate
+    from .report import Event, Report
+    from .translation import translate
 
 # Looked up on first use: every rfp command imports this package, and PyAV and numpy take 0.3 s.
 _LATER = {
     "bundle": ("Bundle", "Graph", "Manifest", "load_bundle"),
     "euler": ("integrate",),
-    "translation": ("Event", "Report", "translate"),
+    "generation": ("generate",),
+    "report": ("Event", "Report"),
+    "translation": ("translate",),
 }
 
 __all__ = [
@@ -46,6 +50,7 @@ __all__ = [
     "RfpError",
     "TrainingError",
     "UsageError",
+    "generate",
     "integrate",
     "load_bundle",
     "translate",

@@ -18,6 +18,9 @@ from .errors import BundleError
 FORMAT_VERSION = 1
 MANIFEST_FILE = "rfp.json"
 METADATA_KEY = "rfp"
+LATER = {"generative": False}
+"""Manifest keys younger than the format, with what a manifest without them means. They are written only where they say
+something else: so an older rfp goes on reading what it can, and refuses what it would misunderstand."""
 TIMESTEP = "t in [0, 1], float32 of shape [1] shared by the batch; 0 is domain 0, 1 is domain 1"
 
 
@@ -46,6 +49,7 @@ class Manifest:
 
     The graph computes `velocity` [B, C, H, W] from `x` [B, C, H, W] (RGB in `pixel_range`, H and W multiples of
     `multiple`) and `t` [1]. `image_size` is the pixel size it was trained at, `domains` the names of domain 0 and 1.
+    With `generative`, domain 0 is noise, x ~ N(0, 1), in place of pictures.
     Making one with a wrong type or range raises BundleError.
     """
 
@@ -62,6 +66,7 @@ class Manifest:
     provenance: str = ""
     rfp_version: str = ""
     training: dict[str, Any] = field(default_factory=dict)
+    generative: bool = False
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -77,12 +82,13 @@ class Manifest:
         for name in ("timestep", "licence", "provenance", "rfp_version"):
             _want(getattr(self, name), name, "a text", _is_text)
         _want(self.training, "training", "a JSON object", _is_object)
+        _want(self.generative, "generative", "true or false", lambda v: isinstance(v, bool))
         files = [graph.file for graph in self.graphs]
         _want(files, "graphs", "every file once", lambda v: len(set(v)) == len(v))
 
     def to_json(self) -> str:
         """Indented JSON with a final newline for `rfp.json`; for a graph's own metadata, of `replace(m, graphs=())`."""
-        values = asdict(self)
+        values = {k: v for k, v in asdict(self).items() if k not in LATER or v != LATER[k]}
         values = {"format_version": values.pop("format_version"), **values}
         return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
@@ -185,7 +191,7 @@ def _known(cls: type[Graph] | type[Manifest], values: dict[str, Any], at: str) -
     known = {f.name for f in fields(cls)}
     if unknown := sorted(values.keys() - known):
         raise BundleError(f"{at}{unknown[0]}: not a key of format {FORMAT_VERSION}; is the bundle from a newer rfp?")
-    optional = {"parity"} if cls is Graph else set()
+    optional = {"parity"} if cls is Graph else LATER.keys()
     if missing := sorted(known - optional - values.keys()):
         raise BundleError(f"{at}{missing[0]}: missing; export the bundle again with `rfp export`")
     return values

@@ -2,6 +2,7 @@
 
 import os
 import threading
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -10,6 +11,7 @@ from .bundle import Manifest
 from .errors import MediaError, UsageError
 from .euler import integrate
 from .media import MAX_PIXELS
+from .noise import noises
 from .pixels import Float, Uint8, pad_to_multiple, to_float, to_uint8
 from .velocity import Velocity
 
@@ -76,11 +78,22 @@ class Flow:
             Stopped: `stop` was called.
         """
         height, width = images.shape[1:3]
-        x: Float = pad_to_multiple(to_float(images), self._multiple)
+        return self.follow(pad_to_multiple(to_float(images), self._multiple))[:, :height, :width]
+
+    def sample(self, seed: int, numbers: Sequence[int], width: int, height: int) -> Uint8:
+        """Pictures out of noise, each a function of (seed, its number): uint8 [B, height, width, 3].
+
+        A side that is no multiple of the net's is cut from the next one. Raises as calling does.
+        """
+        h, w = (side + -side % self._multiple for side in (height, width))
+        return self.follow(noises((3, h, w), seed, numbers))[:, :height, :width]
+
+    def follow(self, x: Float) -> Uint8:
+        """From states [B, C, H, W] at the flow's beginning to the pictures at its end, uint8 [B, H, W, 3]."""
         x = integrate(self._velocity, x, self._steps, self._t0, self._t1, self._on_step)
         if not np.isfinite(x).all():
             raise MediaError("the velocity graph gave values that are not finite; export it again, in fp32")
-        return to_uint8(x[..., :height, :width])
+        return to_uint8(x)
 
     def fit(self, width: int, height: int) -> tuple[int, int]:
         """The (width, height) in px at which a picture is translated: its short side at `size`, its aspect kept.

@@ -2,10 +2,11 @@
 
 import os
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing
 from io import BytesIO
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -18,10 +19,20 @@ from .pipeline import ahead, parallel
 from .pixels import Uint8
 from .plan import Job
 
-Work = tuple[Job, Uint8 | MediaError]
+
+class HasTarget(Protocol):
+    """Something that is to become a file."""
+
+    @property
+    def target(self) -> Path: ...
+
+
+Wanted = TypeVar("Wanted", bound=HasTarget)
+Work = tuple[Wanted, Uint8 | MediaError]
 """A job with its pixels [H, W, 3] on the way, or with what went wrong."""
 
-_THREADS = min(8, os.cpu_count() or 1)
+THREADS = min(8, os.cpu_count() or 1)
+"""That decode and encode."""
 _WAITING = 16
 """Pictures that wait, at most, for others of their size."""
 
@@ -41,28 +52,32 @@ def translate_images(jobs: Sequence[Job], flow: Flow, on_end: Callable[[Job, Med
 
     Pictures of one size share a batch, so the order of ending is not that of `jobs`.
     """
-    with ThreadPoolExecutor(_THREADS, "images") as pool:
-        decoded = parallel(pool, lambda job: _decode(job, flow), jobs, 2 * _THREADS)
-        with (
-            closing(ahead(_through(decoded, flow), _WAITING, flow.stop)) as translated,
-            closing(parallel(pool, _save, translated, 2 * _THREADS)) as saved,
-        ):
-            for job, error in saved:
-                on_end(job, error)
+    with ThreadPoolExecutor(THREADS, "images") as pool:
+        decoded = parallel(pool, lambda job: _decode(job, flow), jobs, 2 * THREADS)
+        save_images(pool, ahead(_through(decoded, flow), _WAITING, flow.stop), on_end)
 
 
-def save_image(pixels: Uint8, job: Job) -> None:
+def save_images(
+    pool: Executor, works: Generator[Work[Wanted], None, None], on_end: Callable[[Wanted, MediaError | None], None]
+) -> None:
+    """Write every picture as it comes and call `on_end`, from this thread, when it is written or has failed."""
+    with closing(works), closing(parallel(pool, _save, works, 2 * THREADS)) as saved:
+        for wanted, error in saved:
+            on_end(wanted, error)
+
+
+def save_image(pixels: Uint8, target: Path) -> None:
     """Write uint8 [H, W, 3] in the format of the target's suffix, whole or not at all.
 
     The colour profile and other metadata of the source are not kept: the pixels are taken for sRGB from here on,
     and an orientation tag is applied already. Raises MediaError.
     """
-    format_, options = _SAVE[job.target.suffix.lower()]
+    format_, options = _SAVE[target.suffix.lower()]
     try:
-        with write_aside(job.target) as partial:
+        with write_aside(target) as partial:
             Image.fromarray(pixels).save(partial, format_, **options)
     except (OSError, ValueError, MemoryError) as e:
-        raise MediaError(f"{job.target}: cannot be written: {e or type(e).__name__}") from e
+        raise MediaError(f"{target}: cannot be written: {e or type(e).__name__}") from e
 
 
 def encode_image(image: Image.Image, suffix: str) -> bytes:
@@ -73,7 +88,7 @@ def encode_image(image: Image.Image, suffix: str) -> bytes:
     return out.getvalue()
 
 
-def _decode(job: Job, flow: Flow) -> Work:
+def _decode(job: Job, flow: Flow) -> Work[Job]:
     try:
         image = read_image(job.media)
         size = flow.fit(*image.size)
@@ -84,7 +99,7 @@ def _decode(job: Job, flow: Flow) -> Work:
         return job, MediaError(f"{job.media}: cannot be read: {e or type(e).__name__}")
 
 
-def _through(decoded: Iterable[Work], flow: Flow) -> Generator[Work, None, None]:
+def _through(decoded: Iterable[Work[Job]], flow: Flow) -> Generator[Work[Job], None, None]:
     """Translate pictures in batches of one size; the group that began first goes when too many wait."""
     groups: dict[tuple[int, ...], list[tuple[Job, Uint8]]] = {}
     for job, pixels in decoded:
@@ -103,7 +118,7 @@ def _through(decoded: Iterable[Work], flow: Flow) -> Generator[Work, None, None]
         yield from _translated(group, flow)
 
 
-def _translated(group: Sequence[tuple[Job, Uint8]], flow: Flow) -> list[Work]:
+def _translated(group: Sequence[tuple[Job, Uint8]], flow: Flow) -> list[Work[Job]]:
     try:
         out = flow(np.stack([pixels for _, pixels in group]))
     except MediaError as e:
@@ -111,12 +126,12 @@ def _translated(group: Sequence[tuple[Job, Uint8]], flow: Flow) -> list[Work]:
     return [(job, pixels) for (job, _), pixels in zip(group, out, strict=True)]
 
 
-def _save(work: Work) -> tuple[Job, MediaError | None]:
-    job, pixels = work
+def _save(work: Work[Wanted]) -> tuple[Wanted, MediaError | None]:
+    wanted, pixels = work
     if isinstance(pixels, MediaError):
-        return job, pixels
+        return wanted, pixels
     try:
-        save_image(pixels, job)
+        save_image(pixels, wanted.target)
     except MediaError as e:
-        return job, e
-    return job, None
+        return wanted, e
+    return wanted, None

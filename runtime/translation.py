@@ -2,46 +2,19 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from .bundle import Bundle, load_bundle
-from .errors import MediaError
+from .errors import MediaError, UsageError
 from .flow import Flow
 from .images import translate_images
 from .media import paths
 from .plan import Job, plan
+from .report import Event, Report, ended
 from .velocity import Velocity
 from .video import translate_video
-
-
-@dataclass(frozen=True)
-class Event:
-    """What `on_event` is told: how many inputs were found, then how each one goes.
-
-    `found` has the number of inputs as `total`; `frames` says that `count` of `total` frames of a video are written
-    (None: nobody knows how many there are); `done`, `skipped` and `failed` end an input, `message` saying why it
-    failed, or what of it was left out.
-    """
-
-    kind: Literal["found", "frames", "done", "skipped", "failed"]
-    source: str = ""
-    target: Path | None = None
-    message: str = ""
-    count: int = 0
-    total: int | None = None
-
-
-@dataclass
-class Report:
-    """What became of the inputs, in the order in which they ended, and the wall time in seconds."""
-
-    done: list[Event] = field(default_factory=list)
-    skipped: list[Event] = field(default_factory=list)
-    failed: list[Event] = field(default_factory=list)
-    seconds: float = 0.0
 
 
 def translate(
@@ -84,17 +57,19 @@ def translate(
     """
     began = time.monotonic()
     loaded = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
+    if loaded.manifest.generative:
+        why = (
+            "turns pictures only into noise, which is none to write"
+            if reverse
+            else "has no pictures to turn into others"
+        )
+        raise UsageError(f"{loaded.path}: its domain 0 is noise, so it {why}; `rfp generate` makes pictures with it")
     bad: list[MediaError] = []
     jobs = plan(paths(inputs), paths([output])[0], bad.append)
     new_flow = partial(Flow, Velocity(loaded, device), loaded.manifest, steps, reverse, size, batch)
     flow = new_flow()
     report = Report()
-
-    def tell(event: Event) -> None:
-        if event.kind in ("done", "skipped", "failed"):
-            getattr(report, event.kind).append(event)
-        on_event(event)
-
+    tell = report.teller(on_event)
     tell(Event("found", total=len(jobs) + len(bad)))
     for error in bad:
         tell(Event("failed", str(error).partition(": ")[0], message=str(error)))
@@ -123,9 +98,4 @@ def _video(job: Job, flow: Flow, tell: Callable[[Event], None]) -> Event:
 
 
 def _ended(job: Job, error: MediaError | None) -> Event:
-    source = str(job.media)
-    if error is None:
-        return Event("done", source, job.target)
-    message = str(error)
-    named = message.startswith((source, str(job.target)))
-    return Event("failed", source, job.target, message if named else f"{source}: {message}")
+    return ended(str(job.media), job.target, error)

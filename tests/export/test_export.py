@@ -9,12 +9,16 @@ import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
+from PIL import Image
 from rfp.cli.main import app
 from rfp.export import bundle as export_bundle_module
 from rfp.export.bundle import export_bundle
+from rfp.export.onnx import export_onnx
 from rfp.export.proof import FLOOR_LEVELS, FLOOR_PSNR, cases, prove
-from rfp.runtime import CheckpointError, ExportError, UsageError, integrate, load_bundle
+from rfp.runtime import CheckpointError, ExportError, UsageError, generate, integrate, load_bundle
 from rfp.runtime.bundle import METADATA_KEY
+from rfp.runtime.noise import noises
+from rfp.runtime.pixels import to_float, to_uint8
 from rfp.runtime.velocity import Velocity
 from rfp.train import checkpoint as ckpt
 from rfp.train.config import to_json
@@ -30,7 +34,7 @@ ATTENTION = TINY["velocity_net"] | {
 DIT = {"type": "DiT", "patch_size": 2, "hidden_size": 16, "depth": 2, "num_attention_heads": 2}
 
 
-def write_run(root, phase="velocity", **changes):
+def write_run(root, phase="velocity", generative=False, **changes):
     """A run folder with a checkpoint of a net that does something."""
     config = tiny(**changes)
     torch.manual_seed(1)
@@ -44,8 +48,11 @@ def write_run(root, phase="velocity", **changes):
     size = (config.max_size, config.max_size)
     for place, level in enumerate((70, 190)):
         tensors[f"samples.domain{place}"] = torch.from_numpy(np.stack([noisy(level, i, size) for i in range(3)]))
+    if generative:
+        del tensors["samples.domain0"]
+    domains = ("random" if generative else "dark", "bright")
     path = root / "checkpoints" / f"{phase}-00000009.safetensors"
-    ckpt.save(path, ckpt.Checkpoint(config, phase, 9, 0, ("dark", "bright"), tensors), {})
+    ckpt.save(path, ckpt.Checkpoint(config, phase, 9, 0, domains, tensors, generative=generative), {})
     return root
 
 
@@ -171,7 +178,7 @@ def test_the_proof_covers_both_directions_two_shapes_and_batches(run, bundle):
     checkpoint, calls = ckpt.load(ckpt.find(run)), []
     net = checkpoint.velocity()
     net.register_forward_hook(lambda module, inputs, out: calls.append((tuple(inputs[0].shape), inputs[1].item())))
-    samples = tuple(checkpoint.part("samples")[f"domain{i}"].numpy() for i in (0, 1))
+    samples = tuple(to_float(checkpoint.part("samples")[f"domain{i}"].numpy()) for i in (0, 1))
     prove(net, load_bundle(bundle), samples)
     assert {shape for shape, _ in calls} == {(3, 3, 16, 16), (1, 3, 16, 16), (1, 3, 18, 16)}
     assert [t for _, t in calls[:2]] == [0.0, 0.5] and [t for _, t in calls[-2:]] == [1.0, 0.5]
@@ -182,7 +189,7 @@ def test_the_figure_is_that_of_the_whole_integration(run, bundle):
     """The last state by torch and by the runtime, compared by hand."""
     checkpoint = ckpt.load(ckpt.find(run))
     net, loaded = checkpoint.velocity(), load_bundle(bundle)
-    x = cases(checkpoint.part("samples")["domain0"].numpy(), 2)[0]
+    x = cases(to_float(checkpoint.part("samples")["domain0"].numpy()), 2)[0]
     with torch.no_grad():
         want = integrate(lambda x, t: net(x, torch.full((1,), t)), torch.from_numpy(x), 2).numpy()
     got = integrate(Velocity(loaded, "cpu"), x, 2)
@@ -221,6 +228,48 @@ def test_a_checkpoint_that_holds_no_velocity_or_no_samples_is_refused(run, tmp_p
     with pytest.raises(UsageError, match="nowhere"):
         export_bundle(tmp_path / "nowhere", tmp_path / "b")
     assert not (tmp_path / "b").exists()
+
+
+def test_a_generative_bundle_says_so_and_is_proven_from_noise_and_from_pictures(tmp_path, monkeypatch):
+    calls, velocity = [], ckpt.Checkpoint.velocity
+
+    def watched(checkpoint):
+        net = velocity(checkpoint)
+        net.register_forward_hook(lambda module, inputs, out: calls.append((inputs[1].item(), inputs[0].detach())))
+        return net
+
+    run = write_run(tmp_path / "run", generative=True)
+    monkeypatch.setattr(ckpt.Checkpoint, "velocity", watched)
+    monkeypatch.setattr(export_bundle_module, "export_onnx", lambda *given: (export_onnx(*given), calls.clear()))
+    parity = export_bundle(run, tmp_path / "b")
+    assert parity.cases == 6 and parity.psnr >= FLOOR_PSNR
+    manifest = load_bundle(tmp_path / "b").manifest
+    assert manifest.generative and (manifest.name, manifest.domains) == ("bright", ("random", "bright"))
+    assert load_bundle(tmp_path / "b" / "velocity.onnx").manifest.generative
+    np.testing.assert_array_equal(calls[0][1].numpy(), noises((3, 16, 16), 0, range(4)))
+    assert [t for t, _ in calls] == [0.0, 0.5] * 3 + [1.0, 0.5] * 3
+    picture = to_float(ckpt.load(ckpt.find(run)).part("samples")["domain1"].numpy())
+    np.testing.assert_array_equal(calls[6][1].numpy(), picture)
+
+    # The same bytes whatever the batch and so however many threads a call has, and what torch makes of the noise.
+    for batch in (1, 2, 5):
+        generate(tmp_path / "b", tmp_path / f"{batch}", 5, seed=3, batch=batch, device="cpu")
+    for i in range(5):
+        files = [(tmp_path / f"{batch}" / f"seed-3-{i:06d}.png").read_bytes() for batch in (1, 2, 5)]
+        assert files[0] == files[1] == files[2]
+    net = velocity(ckpt.load(ckpt.find(run)))
+    with torch.no_grad():
+        x = integrate(lambda x, t: net(x, torch.full((1,), t)), torch.from_numpy(noises((3, 16, 16), 3, range(5))), 2)
+    with Image.open(tmp_path / "2" / "seed-3-000004.png") as image:
+        assert np.abs(np.asarray(image).astype(int) - to_uint8(x.numpy())[4]).max() <= 1
+
+
+def test_a_generative_checkpoint_without_pictures_is_refused(tmp_path):
+    whole = ckpt.load(ckpt.find(write_run(tmp_path / "run", generative=True)))
+    without = {k: v for k, v in whole.tensors.items() if not k.startswith("samples")}
+    ckpt.save(tmp_path / "w.safetensors", replace(whole, tensors=without), {})
+    with pytest.raises(CheckpointError, match="no sample pictures"):
+        export_bundle(tmp_path / "w.safetensors", tmp_path / "b")
 
 
 def rfp(*args):

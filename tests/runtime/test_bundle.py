@@ -49,6 +49,8 @@ def test_a_lone_graph_describes_itself(folder):
         ({"pixel_range": [0, 1]}, "pixel_range"),
         ({"licence": None}, "licence"),
         ({"training": []}, "training"),
+        ({"generative": "yes"}, "generative: found 'yes', wanted true or false"),
+        ({"generative": 1}, "generative"),
         ({"graphs": {}}, "graphs"),
         ({"graphs": [3]}, r"graphs\[0\]"),
         ({"name": ...}, "name: missing"),

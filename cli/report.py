@@ -1,0 +1,69 @@
+"""What `rfp translate` and `rfp generate` show while they work, and what they print in the end."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from ..runtime import Event, Report
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[["Event"], None]]:
+    """A bar that moves where stderr is a terminal, else one line for each input that ended."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _print_line
+        return
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console) as bar:
+        inputs = bar.add_task(what, total=None)
+        frames = bar.add_task("frames", total=None, visible=False)
+
+        def on_event(event: "Event") -> None:
+            if event.kind == "found":
+                bar.update(inputs, total=event.total)
+            elif event.kind == "frames":
+                name = Path(event.source).name
+                bar.update(frames, description=name, completed=event.count, total=event.total, visible=True)
+            else:
+                bar.update(frames, visible=False)
+                bar.advance(inputs)
+
+        yield on_event
+
+
+def _print_line(event: "Event") -> None:
+    if event.kind == "done":
+        typer.echo(f"{event.source} -> {event.target}", err=True)
+    elif event.kind in ("skipped", "failed"):
+        typer.echo(f"{event.kind}: {event.message or event.target}", err=True)
+
+
+def summary(report: "Report", output: Path, verb: str) -> str:
+    """Notes, failures, and one line of counts."""
+    counts = f"{len(report.done)} {verb}, {len(report.skipped)} there already, {len(report.failed)} failed"
+    notes = [f"note: {event.source}: {event.message}" for event in report.done if event.message]
+    failures = [f"failed: {event.message}" for event in report.failed]
+    return "\n".join([*notes, *failures, f"{output}: {counts} in {report.seconds:.1f} s"])
+
+
+def as_json(report: "Report") -> dict[str, Any]:
+    """The whole report as JSON values."""
+
+    def entries(events: list["Event"]) -> list[dict[str, str | None]]:
+        return [
+            {"source": e.source, "target": str(e.target) if e.target else None, "message": e.message} for e in events
+        ]
+
+    return {
+        "done": entries(report.done),
+        "skipped": entries(report.skipped),
+        "failed": entries(report.failed),
+        "seconds": round(report.seconds, 3),
+    }

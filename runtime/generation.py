@@ -1,0 +1,161 @@
+"""Make pictures from noise with a generative bundle."""
+
+import math
+import time
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .bundle import Bundle, load_bundle
+from .errors import MediaError, UsageError
+from .flow import MOST_PIXELS, Flow
+from .images import THREADS, Work, save_image, save_images
+from .media import IMAGE_SUFFIXES, paths, read_image
+from .pipeline import ahead
+from .report import Event, Report, ended
+from .sheet import sheet
+from .velocity import Velocity
+
+MOST = 1_000_000
+"""Pictures of one seed: their names have six digits."""
+SHEET_SIDE = 4096
+"""Pixels of a contact sheet's side, at most; above it the pictures on it are made smaller."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The picture of a number, and the file that it becomes."""
+
+    number: int
+    target: Path
+
+
+def generate(
+    bundle: Bundle | str | Path,
+    output: str | Path,
+    count: int = 1,
+    *,
+    seed: int = 0,
+    steps: int | None = None,
+    size: int | tuple[int, int] | None = None,
+    batch: int | None = None,
+    suffix: str = ".png",
+    grid: bool = False,
+    overwrite: bool = False,
+    device: str = "auto",
+    on_event: Callable[[Event], None] = lambda event: None,
+) -> Report:
+    """Write `output`/seed-S-000000.png and so on: picture i starts from a noise that is a function of (seed, i).
+
+    So on the CPU a picture is the same byte for byte whatever the count and the batch. A GPU may round differently
+    from batch to batch and from a CPU, as another machine may.
+
+    Args:
+        bundle: a loaded bundle, or where it is.
+        count: how many pictures, numbered from 0.
+        steps: Euler steps; None takes the bundle's.
+        size: pixels, of a square's side or (width, height); None takes the size of training. Another size, another
+            noise, another picture.
+        batch: pictures at once; None takes as many as suit the device and the memory.
+        suffix: of the files, and so their format.
+        grid: write seed-S-grid-COUNT too, a contact sheet of all of them.
+        overwrite: make again what is there already.
+        device: auto, cpu, cuda or coreml.
+        on_event: told of everything as it happens, in the calling thread.
+
+    Returns:
+        What was done, skipped and failed.
+
+    Raises:
+        BundleError: the bundle cannot be used.
+        UsageError: the bundle translates, or an option is out of range; nothing was written.
+    """
+    began = time.monotonic()
+    loaded = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
+    if not loaded.manifest.generative:
+        zero, one = loaded.manifest.domains
+        raise UsageError(
+            f"{loaded.path}: turns {zero} into {one}, and needs pictures for it: `rfp translate`. What generates is "
+            "trained with --domain0 random"
+        )
+    flow = Flow(Velocity(loaded, device), loaded.manifest, steps, batch=batch)
+    side = loaded.manifest.image_size
+    width, height = (size, size) if isinstance(size, int) else size or (side, side)
+    _check(count, seed, width, height, suffix)
+    folder = paths([output])[0]
+    if not folder.is_dir() and (folder.suffix.lower() in IMAGE_SUFFIXES or folder.exists()):
+        raise UsageError(f"{folder}: wanted a folder as --output; the pictures in it are named by seed and number")
+    pictures = [Picture(i, folder / f"seed-{seed}-{i:06d}{suffix}") for i in range(count)]
+    sheet_file = folder / f"seed-{seed}-grid-{count}{suffix}"
+
+    report = Report()
+    tell = report.teller(on_event)
+    tell(Event("found", total=count + grid))
+    there = set() if overwrite else {p for p in pictures if p.target.exists()}
+    for picture in (p for p in pictures if p in there):
+        tell(Event("skipped", _name(seed, picture), picture.target))
+    todo = [p for p in pictures if p not in there]
+    with ThreadPoolExecutor(THREADS, "images") as pool:
+        made = ahead(_made(flow, seed, todo, width, height), 2, flow.stop)
+        save_images(pool, made, lambda p, error: tell(ended(_name(seed, p), p.target, error)))
+    if grid and sheet_file.exists() and not overwrite:
+        tell(Event("skipped", "contact sheet", sheet_file))
+    elif grid:
+        tell(ended("contact sheet", sheet_file, _contact_sheet([p.target for p in pictures], sheet_file)))
+    report.seconds = time.monotonic() - began
+    return report
+
+
+def _check(count: int, seed: int, width: int, height: int, suffix: str) -> None:
+    for name, value, low, high in (
+        ("count", count, 1, MOST),
+        ("seed", seed, 0, 2**63 - 1),
+        ("size", width, 8, 16_384),
+        ("size", height, 8, 16_384),
+    ):
+        if not (isinstance(value, int) and low <= value <= high):
+            raise UsageError(f"{name} is {value}; wanted {low} to {high}")
+    if width * height > MOST_PIXELS:
+        raise UsageError(f"size is {width}×{height}: more pixels than this machine is sure to hold ({MOST_PIXELS:,})")
+    if suffix not in IMAGE_SUFFIXES:
+        wanted = ", ".join(sorted(s.removeprefix(".") for s in IMAGE_SUFFIXES))
+        raise UsageError(f"format is {suffix.removeprefix('.')!r}; wanted one of {wanted}")
+
+
+def _name(seed: int, picture: Picture) -> str:
+    return f"seed {seed}, picture {picture.number}"
+
+
+def _made(
+    flow: Flow, seed: int, pictures: Sequence[Picture], width: int, height: int
+) -> Generator[Work[Picture], None, None]:
+    full = flow.batch(width, height)
+    for start in range(0, len(pictures), full):
+        group = pictures[start : start + full]
+        try:
+            made = flow.sample(seed, [p.number for p in group], width, height)
+        except MediaError as e:
+            yield from ((p, e) for p in group)
+        else:
+            yield from zip(group, made, strict=True)
+
+
+def _contact_sheet(files: Sequence[Path], target: Path) -> MediaError | None:
+    """All pictures as they are on disk, each in a cell of the first one's size."""
+    try:
+        side = SHEET_SIDE // math.ceil(math.sqrt(len(files)))
+        first = read_image(files[0])
+        first.thumbnail((side, side), Image.Resampling.LANCZOS)
+        cells = np.full((len(files), first.height, first.width, 3), 255, np.uint8)
+        for cell, file in zip(cells, files, strict=True):
+            image = read_image(file)
+            small = image if image.size == first.size else image.resize(first.size, Image.Resampling.LANCZOS)
+            cell[:] = np.asarray(small)
+        save_image(sheet(cells), target)
+    except MediaError as e:
+        return e
+    return None
