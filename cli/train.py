@@ -1,5 +1,6 @@
 """`rfp train`: two folders to a run with checkpoints."""
 
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -57,26 +58,48 @@ def train(
     Run the same command again to go on after an interruption. Ctrl-C saves first.
     """
     require_train()
+    from ..train import ranks
+
+    try:
+        with ranks.together():
+            job = resolve(config, domain0, domain1, checkpoint, run_id, runs, dev, device, seed, overrides)
+            lines = _train(job, dry_run)
+    except ranks.AnotherRankFailed as e:
+        raise typer.Exit(e.exit_code) from None
+    for line in lines:
+        typer.echo(line)
+
+
+def _train(job: "Job", dry_run: bool) -> list[str]:
+    """Plan or train, and what to print in the end: nothing but on the first of several ranks."""
+    from ..train import ranks
     from ..train.plan import plan
     from ..train.run import Interrupted
     from ..train.run import train as run
 
-    job = resolve(config, domain0, domain1, checkpoint, run_id, runs, dev, device, seed, overrides)
     with reporter() as report:
         if dry_run:
             lines = plan(job, report)
-        else:
+            return lines if ranks.first() else []
+        if ranks.first():
             report.note(f"run: {job.folder}")
-            try:
-                run(job, report)
-            except Interrupted:
-                report.close()
-                again = shlex.join(["rfp", *sys.argv[1:]])
-                typer.echo(f"rfp: interrupted and saved. To go on:\n  {again}", err=True)
-                raise typer.Exit(130) from None
-            lines = [str(job.folder)]
-    for line in lines:
-        typer.echo(line)
+        try:
+            run(job, report)
+        except Interrupted:
+            report.close()
+            if ranks.first():
+                typer.echo(f"rfp: interrupted and saved. To go on:\n  {_again(ranks.count())}", err=True)
+            ranks.barrier()  # a launcher ends the others as soon as one has ended
+            raise typer.Exit(130) from None
+        return [str(job.folder)] if ranks.first() else []
+
+
+def _again(processes: int) -> str:
+    """The command that was given."""
+    launch = ["rfp"]
+    if processes > 1:
+        launch = ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", str(processes)), "-m", "rfp"]
+    return shlex.join([*launch, *sys.argv[1:]])
 
 
 def require_train() -> None:

@@ -24,8 +24,8 @@ class RFPix2pixModel(Strict):
     schema_: str | None = Field(None, alias="$schema", description="For editors; ignored.", exclude=True)
     max_size: Positive = Field(128, description="Side of the square training crops, pixels.")
     sample_batch_size: Positive = Field(8, description="Pictures in each sample grid.")
-    train_batch_size: Positive = Field(48, description="Pairs per optimiser step.")
-    train_minibatch_size: Positive = Field(24, description="Pairs in memory at once; gradients are summed up.")
+    train_batch_size: Positive = Field(48, description="Pairs per optimiser step, all processes together.")
+    train_minibatch_size: Positive = Field(24, description="Pairs in a process's memory at once; gradients add up.")
     train_images: Positive = Field(6_000_000, description="Pairs to train the velocity on, in all.")
     learning_rate: Annotated[float, Field(gt=0)] = Field(2e-4, description="AdamW's rate for the velocity.")
     learning_rate_schedule: Literal["constant", "cosine"] = Field(

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..runtime.pixels import Float, Uint8, to_float
+from . import ranks
 from .domains import WORKERS, Crop, Domain
 from .noise import Noise
 
@@ -122,7 +123,7 @@ def batches(
     """Batches `start` to `stop` of x0, x1 [B, 3, size, size] in [-1, 1]; read ahead by `depth` batches.
 
     Both pictures of a pair get the same crop and mirroring, which keeps what structure pairing aligned. Noise has
-    the shape that it has.
+    the shape that it has. Of several ranks each reads its share of every batch.
     """
 
     def crops(k: int) -> tuple[Uint8 | Float, Uint8]:
@@ -130,12 +131,13 @@ def batches(
         crop = Crop.draw(np.random.default_rng([seed, 3, k]), flip)
         return domain0.draw(i) if isinstance(domain0, Noise) else domain0.crop(i, crop), domain1.crop(j, crop)
 
+    mine = ranks.share(batch)
     with ThreadPoolExecutor(WORKERS) as pool:
         pending: deque[list[Future[tuple[Uint8 | Float, Uint8]]]] = deque()
         try:
             for step in range(start, stop + depth):
                 if step < stop:
-                    pending.append([pool.submit(crops, k) for k in range(step * batch, (step + 1) * batch)])
+                    pending.append([pool.submit(crops, k) for k in range(step * batch, (step + 1) * batch)[mine]])
                 if step >= start + depth:
                     yield _collate([future.result() for future in pending.popleft()])
         finally:

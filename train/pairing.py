@@ -7,6 +7,7 @@ from PIL import Image
 
 from ..runtime.files import write_aside
 from ..runtime.pixels import Uint8
+from . import ranks
 from .coupling import Indices, Pair, embed, noise_pairs, random_pairs, structure_pairs
 from .domains import Crop, Domain
 from .neighbours import nearest
@@ -35,16 +36,22 @@ def couple(run: Run, step: int) -> Pair:
 
 
 def _by_structure(run: Run, step: int) -> Pair:
-    config, (domain0, domain1) = run.config, run.pictures
-    n0, n1 = len(domain0), len(domain1)
-    run.report.note(f"structure pairing: embedding {n0} + {n1} pictures ({config.structure_embedder})")
-    e0, e1 = embed(domain0, config.structure_embedder), embed(domain1, config.structure_embedder)
-    near1, near0 = (nearest(a, b, config.structure_candidates) for a, b in ((e0, e1), (e1, e0)))
+    near1, near0 = ranks.once(lambda: _neighbours(run))
     pairs = structure_pairs(near1, near0, run.seed)
-    _write_sheet(run, near1, near0)
-    if step == 0:
-        _report_drawn(run, pairs, near1, near0)
+    if ranks.first():
+        _write_sheet(run, near1, near0)
+        if step == 0:
+            _report_drawn(run, pairs, near1, near0)
     return pairs
+
+
+def _neighbours(run: Run) -> tuple[Indices, Indices]:
+    config, (domain0, domain1) = run.config, run.pictures
+    run.report.note(
+        f"structure pairing: embedding {len(domain0)} + {len(domain1)} pictures ({config.structure_embedder})"
+    )
+    e0, e1 = embed(domain0, config.structure_embedder), embed(domain1, config.structure_embedder)
+    return nearest(e0, e1, config.structure_candidates), nearest(e1, e0, config.structure_candidates)
 
 
 def ever_drawn(pairs: Pair, count: int, n0: int, n1: int) -> tuple[float, float]:

@@ -22,6 +22,7 @@ from ..runtime.errors import CheckpointError, ConfigError, TrainingError, UsageE
 from ..runtime.files import write_json, write_text
 from ..runtime.pixels import Uint8, to_float
 from . import checkpoint as ckpt
+from . import ranks
 from .config import RFPix2pixModel, to_json
 from .domains import Crop, Domain, open_domain
 from .frame_cache import GIGABYTE, FrameCache
@@ -53,6 +54,16 @@ class Reporter(Protocol):
         """Progress, after every step; `metrics` is empty except after those that were logged."""
 
 
+class Silence:
+    """The reporter of every rank but the first."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""
+
+    def step(self, phase: str, step: int, steps: int, metrics: dict[str, float]) -> None:
+        """Nothing."""
+
+
 class Interrupted(Exception):
     """Training was asked to stop, and has saved."""
 
@@ -73,7 +84,10 @@ class Job:
 
 @dataclass
 class Run:
-    """A training under way. The phases read and drive it."""
+    """A training under way. The phases read and drive it; of several ranks only the first writes.
+
+    `asked` is set when this process is asked to stop, `stop` when all ranks are to stop after the present step.
+    """
 
     folder: Path
     config: RFPix2pixModel
@@ -84,6 +98,7 @@ class Run:
     report: Reporter
     resumed: ckpt.Checkpoint | None = None
     resumed_state: ckpt.Tensors = field(default_factory=dict)
+    asked: threading.Event = field(default_factory=threading.Event)
     stop: threading.Event = field(default_factory=threading.Event)
     _clock: tuple[str, float, int] = ("", 0.0, 0)
 
@@ -106,15 +121,20 @@ class Run:
     def log(self, phase: str, step: int, steps: int, metrics: Mapping[str, Tensor | float]) -> None:
         """Report a step; every `log_every` steps, and before each checkpoint, append its metrics to metrics.jsonl.
 
-        Tensors are read only then: reading one waits for the device.
+        Tensors are read only then: reading one waits for the device. Every rank calls this once a step, for here
+        they agree on whether to stop.
 
         Raises:
             TrainingError: one of them is not finite. So no checkpoint holds such weights.
         """
         due = not step % self.config.log_every or not step % self.config.checkpoint_every or step == steps
-        if not due and not self.stop.is_set():
-            self.report.step(phase, step, steps, {})
-            return
+        self.report.step(phase, step, steps, self._write(phase, step, metrics) if due else {})
+        if not self.stop.is_set() and ranks.any_of(self.asked.is_set()):
+            self.stop.set()
+            if not due:
+                self._write(phase, step, metrics)
+
+    def _write(self, phase: str, step: int, metrics: Mapping[str, Tensor | float]) -> dict[str, float]:
         now, (timed, then, before) = time.monotonic(), self._clock
         values = {name: float(value) for name, value in metrics.items()}
         if timed == phase:
@@ -124,15 +144,26 @@ class Run:
             raise TrainingError(
                 f"{phase} phase, step {step}: a loss is not finite ({values}); try a lower learning rate"
             )
-        line = json.dumps({"phase": phase, "step": step, **values})
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as f:
-            f.write(line + "\n")
-        self.report.step(phase, step, steps, values)
+        if ranks.first():
+            line = json.dumps({"phase": phase, "step": step, **values})
+            with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as f:
+                f.write(line + "\n")
+        return values
 
     def save(
         self, phase: str, step: int, tensors: ckpt.Tensors, state: ckpt.Tensors, metrics: dict[str, float]
     ) -> None:
-        """Write a checkpoint and drop the run's oldest of that phase beyond `keep_checkpoints`."""
+        """Write a checkpoint and drop the run's oldest of that phase beyond `keep_checkpoints`.
+
+        No rank goes on before it is whole: one that ended meanwhile would take the writing one with it.
+        """
+        if ranks.first():
+            self._save(phase, step, tensors, state, metrics)
+        ranks.barrier()
+
+    def _save(
+        self, phase: str, step: int, tensors: ckpt.Tensors, state: ckpt.Tensors, metrics: dict[str, float]
+    ) -> None:
         names = (self.domain0.name, self.domain1.name)
         generative = isinstance(self.domain0, Noise)
         for place, domain in enumerate((self.domain0, self.domain1)):
@@ -152,8 +183,12 @@ class Run:
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` takes CUDA, then MPS, then the CPU; a device by name must be there. Raises UsageError."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    """`auto` takes CUDA, then MPS, then the CPU; a device by name must be there. Raises UsageError.
+
+    Of several ranks on a machine each takes a GPU of its own.
+    """
+    alone = ranks.count() == 1
+    there = {"cuda": torch.cuda.is_available(), "mps": alone and torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(d for d, yes in there.items() if yes)
     if name not in there:
@@ -162,6 +197,14 @@ def pick_device(name: str) -> torch.device:
         raise UsageError(
             f"--device {name}: not available to torch {torch.__version__} on this machine; use --device auto or cpu"
         )
+    if name == "cuda" and not alone:
+        gpus, mine = torch.cuda.device_count(), ranks.local_rank()
+        if mine >= gpus:
+            raise UsageError(
+                f"--device cuda: rank {mine} of this machine has no GPU, there are {gpus}; start {gpus} ranks"
+            )
+        torch.cuda.set_device(mine)
+        return torch.device("cuda", mine)
     return torch.device(name)
 
 
@@ -188,6 +231,7 @@ def open_run(job: Job, report: Reporter, dry_run: bool = False) -> Run:
         UsageError, CheckpointError, MediaError: before any work.
     """
     device = pick_device(job.device)
+    ranks.fits(job.config.train_batch_size)
     start = next(iter(ckpt.checkpoints(job.folder)[::-1]), job.start)
     resumed = ckpt.load(start) if start else None
     state = ckpt.load_state(start) if start and ckpt.state_path(start).is_file() else {}
@@ -205,11 +249,14 @@ def open_run(job: Job, report: Reporter, dry_run: bool = False) -> Run:
     domain1 = _open(job, job.inputs1, frames, report)
     if resumed and not state:
         report.note(f"{start}: no training state beside it: starting from its weights, at step 0")
+    found = [f"{len(d)} pictures in {d.name}" for d in (domain0, domain1) if isinstance(d, Domain)]
+    ranks.agree(f"{job.folder}", [f"{start}", *found])
     return Run(job.folder, job.config, job.seed, device, domain0, domain1, report, resumed, state)
 
 
 def _open(job: Job, inputs: Sequence[Path], frames: FrameCache, report: Reporter) -> Domain:
-    domain = open_domain(inputs, job.config.max_size, job.config.cache_megabytes << 20, report.note, frames)
+    with ranks.in_turn():  # rank 0 fills the frame cache
+        domain = open_domain(inputs, job.config.max_size, job.config.cache_megabytes << 20, report.note, frames)
     for problem in domain.skipped:
         report.note(f"skipped {problem}")
     return domain
@@ -283,12 +330,13 @@ def train(job: Job, report: Reporter) -> Path:
     from .saliency_phase import train_saliency
     from .velocity_phase import train_velocity
 
-    run = open_run(job, report)
-    run.folder.mkdir(parents=True, exist_ok=True)
-    write_json(run.folder / "config.json", to_json(run.config))
-    write_json(run.folder / "run.json", describe(job))
-    _forget_metrics_after(run)
-    with _signals(run.stop):
+    run = open_run(job, report if ranks.first() else Silence())
+    if ranks.first():
+        run.folder.mkdir(parents=True, exist_ok=True)
+        write_json(run.folder / "config.json", to_json(run.config))
+        write_json(run.folder / "run.json", describe(job))
+        _forget_metrics_after(run)
+    with _signals(run.asked):
         net = train_saliency(run) if run.config.saliency_loss_weight else None
         train_velocity(run, net)
     return run.folder
@@ -312,16 +360,19 @@ def _forget_metrics_after(run: Run) -> None:
 
 
 @contextmanager
-def _signals(stop: threading.Event) -> Iterator[None]:
-    """Ctrl-C and SIGTERM ask the loop to save and stop; a second one stops at once."""
+def _signals(asked: threading.Event) -> Iterator[None]:
+    """Ctrl-C and SIGTERM ask the loop to save and stop; a second one stops at once.
+
+    Not with several ranks: the launcher may send a second one itself, and kills after 30 seconds.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def ask(number: int, frame: object) -> None:
-        if stop.is_set():
+        if asked.is_set() and ranks.count() == 1:
             raise KeyboardInterrupt
-        stop.set()
+        asked.set()
 
     before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -2,13 +2,15 @@
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..runtime.errors import UsageError
 from . import checkpoint as ckpt
-from .augment import augment
+from . import ranks
+from .augment import augment, lots
 from .coupling import Indices, batches, random_pairs
 from .domains import Crop, Domain
+from .loss import interpolate
 from .run import Interrupted, Run
 from .saliency import SaliencyNet, accuracy, build_saliency_net, require_features, soft_cross_entropy
 
@@ -63,7 +65,7 @@ def train_saliency(run: Run) -> SaliencyNet:
         loss = _step(run, net, optimizer, x0, x1, step)
         step += 1
         if step % EVALUATE_EVERY == 0 or step == bound:
-            reached = accuracy(net, judge0, judge1)
+            reached = ranks.once(lambda: accuracy(net, judge0, judge1))
             if frozen and reached >= config.saliency_warmup_threshold:
                 frozen = False
             elif reached >= config.saliency_accuracy_threshold:
@@ -87,25 +89,38 @@ def train_saliency(run: Run) -> SaliencyNet:
 
 
 def _step(run: Run, net: SaliencyNet, optimizer: torch.optim.Optimizer, x0: Tensor, x1: Tensor, step: int) -> Tensor:
-    """One update on both domains' pictures, augmented one by one; gradients summed over minibatches."""
-    config, rng = run.config, run.rng("saliency", step)
-    x, share = torch.cat([x0, x1]), torch.cat([torch.zeros(len(x0)), torch.ones(len(x1))])
-    blend = torch.rand(len(x), generator=rng) < config.saliency_blend_fraction
-    a = torch.rand(len(x), generator=rng)
-    mixed = (1 - a)[:, None, None, None] * torch.cat([x0, x0]) + a[:, None, None, None] * torch.cat([x1, x1])
-    x, share = torch.where(blend[:, None, None, None], mixed, x), torch.where(blend, a, share)
-    order = torch.randperm(len(x), generator=rng)  # each minibatch sees both domains
-    x, share = x[order].to(run.device), share[order].to(run.device)
+    """One update on both domains' pictures, augmented one by one; gradients summed over minibatches and ranks.
+
+    x0, x1 [B, 3, H, W] are this rank's share of the batch; what is drawn is drawn for the whole batch.
+    """
+    config, rng, size = run.config, run.rng("saliency", step), run.config.train_batch_size
+    mine = ranks.share(size)
+    blend, a = torch.rand(2, size, 2, generator=rng)[:, mine].flatten(1)
+    chances = lots(2 * size, rng)[2 * mine.start : 2 * mine.stop]
+    x = torch.stack([x0, x1], dim=1).flatten(0, 1)  # in turn, so that each minibatch sees both domains alike
+    share = torch.tensor([0.0, 1.0]).repeat(len(x0))
+    mixed = interpolate(x0.repeat_interleave(2, 0), x1.repeat_interleave(2, 0), a)
+    blended = blend < config.saliency_blend_fraction
+    x, share = torch.where(blended[:, None, None, None], mixed, x), torch.where(blended, a, share)
+    x, share = x.to(run.device), share.to(run.device)
     total = torch.zeros((), device=run.device)
     parts = -(-len(x) // config.train_minibatch_size)  # of even sizes: BatchNorm cannot learn from a remainder of one
-    for part, target in zip(x.tensor_split(parts), share.tensor_split(parts), strict=True):
-        logits = net(augment(part, config.saliency_augmentations, rng))
-        loss = soft_cross_entropy(logits, target, config.saliency_label_smoothing) * (len(part) / len(x))
+    for part, target, chance in zip(*(z.tensor_split(parts) for z in (x, share, chances)), strict=True):
+        logits = net(augment(part, config.saliency_augmentations, chance))
+        loss = soft_cross_entropy(logits, target, config.saliency_label_smoothing) * (len(part) / (2 * size))
         loss.backward()
         total += loss.detach()
+    ranks.add([p.grad for p in net.parameters() if p.grad is not None] + [total])
+    ranks.mean(_running_statistics(net))
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return total
+
+
+def _running_statistics(net: SaliencyNet) -> list[Tensor]:
+    """What BatchNorm learns outside of the gradient, where it learns at all."""
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
+    return [b for m in norms for b in (m.running_mean, m.running_var) if b is not None]
 
 
 def _freeze(net: SaliencyNet, frozen: bool) -> None:

@@ -13,9 +13,10 @@ from ..runtime.files import write_aside
 from ..runtime.pixels import Uint8, to_uint8
 from ..runtime.sheet import sheet
 from . import checkpoint as ckpt
+from . import ranks
 from .config import RFPix2pixModel
 from .coupling import batches
-from .loss import Features, losses, measure_scales
+from .loss import Features, Scales, losses, measure_scales
 from .noise import Noise
 from .pairing import couple
 from .run import Interrupted, Run
@@ -65,18 +66,20 @@ def train_velocity(run: Run, saliency: SaliencyNet | None) -> None:
 def velocity_step(
     run: Run, v: VelocityNet, h: Features | None, optimizer: torch.optim.Optimizer, x0: Tensor, x1: Tensor, step: int
 ) -> dict[str, Tensor | float]:
-    """One update of v on coupled pictures x0, x1 [B, 3, H, W]; returns the figures to log."""
-    config, size = run.config, len(x0)
+    """One update of v on coupled pictures x0, x1 [B, 3, H, W], this rank's share of the batch; returns what to log."""
+    config, size = run.config, run.config.train_batch_size
     x0, x1 = (x.to(run.device, memory_format=torch.channels_last) for x in (x0, x1))
-    t = sample_t(config, size, run.rng("velocity", step)).to(run.device)
+    t = sample_t(config, size, run.rng("velocity", step))[ranks.share(size)].to(run.device)
     n = config.train_minibatch_size
-    scales = measure_scales(h, x0, x1, t, n)
+    scales = Scales(*(s * (len(x0) / size) for s in measure_scales(h, x0, x1, t, n)))
+    ranks.add(scales)
     total = torch.zeros(2, device=run.device)
     for a0, a1, s in zip(x0.split(n), x1.split(n), t.split(n), strict=True):
         flow, saliency = losses(v, h, a0, a1, s, scales)
         share = len(a0) / size
         ((config.flow_loss_weight * flow + config.saliency_loss_weight * saliency) * share).backward()
         total += torch.stack([flow, saliency]).detach() * share
+    ranks.add([p.grad for p in v.parameters() if p.grad is not None] + [total])
     norm = torch.nn.utils.clip_grad_norm_(v.parameters(), config.gradient_clip)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, step)
@@ -119,6 +122,8 @@ def translate(v: VelocityNet, x: Tensor, steps: int, t0: float = 0.0, t1: float 
 
 def write_samples(run: Run, ema: VelocityNet, step: int) -> None:
     """samples/step-N.png by the averaged weights: input | output for the run's fixed pictures, or fixed noises' own."""
+    if not ranks.first():
+        return
     if isinstance(run.domain0, Noise):
         x0 = torch.from_numpy(run.domain0.samples(run.config.sample_batch_size)).to(run.device)
         grid = sheet(sample(run, ema, x0))

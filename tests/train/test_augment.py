@@ -3,7 +3,8 @@ from typing import get_args
 import pytest
 import torch
 import torch.nn.functional as F
-from rfp.train.augment import augment
+from rfp.train import augment as module
+from rfp.train.augment import lots
 from rfp.train.config import Augmentation
 from rfp.train.saliency import soft_cross_entropy
 
@@ -12,6 +13,10 @@ ALL = get_args(Augmentation)
 
 def rng(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def augment(x, names, rng):
+    return module.augment(x, names, lots(len(x), rng))
 
 
 def equal_pictures(n=32):
@@ -56,6 +61,12 @@ def test_what_each_does():
 def test_the_same_generator_draws_the_same():
     assert torch.equal(augment(equal_pictures(), ALL, rng(3)), augment(equal_pictures(), ALL, rng(3)))
     assert not torch.equal(augment(equal_pictures(), ALL, rng(3)), augment(equal_pictures(), ALL, rng(4)))
+
+
+def test_parts_of_a_batch_are_augmented_as_in_the_whole():
+    x, drawn = equal_pictures(7), lots(7, rng(3))
+    parts = [module.augment(a, ALL, b) for a, b in zip(x.split(3), drawn.split(3), strict=True)]
+    assert torch.equal(torch.cat(parts), module.augment(x, ALL, drawn))
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
