@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 from rfp.runtime import load_bundle, translate
 from rfp.runtime.euler import integrate
-from rfp.runtime.velocity import Velocity, open_session
+from rfp.runtime.network import open_session
+from rfp.runtime.velocity import Velocity
 
 
 def seconds(call: Callable[[], object], repeats: int = 5) -> float:

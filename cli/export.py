@@ -35,8 +35,9 @@ def export(
         overwrite=overwrite,
         note=lambda text: typer.echo(text, err=True),
     )
+    files = ", ".join(sorted(p.name for p in output.glob("*.onnx")))
     typer.echo(
-        f"{output}: velocity.onnx, {parity.psnr:.1f} dB to PyTorch over {parity.steps} steps, "
+        f"{output}: {files}, {parity.psnr:.1f} dB to PyTorch over {parity.steps} steps, "
         f"at most {parity.grey_levels} grey levels apart"
     )
 

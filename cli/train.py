@@ -37,6 +37,19 @@ def train(
     checkpoint: Annotated[
         Path | None, typer.Option("--checkpoint", "-ckpt", help="Run or checkpoint to go on from.")
     ] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(help="Run one phase: codec, saliency or velocity. The rest may follow in the run."),
+    ] = None,
+    codec_checkpoint: Annotated[
+        Path | None, typer.Option(help="Run or checkpoint to take a finished codec from, in place of phase 0.")
+    ] = None,
+    saliency_checkpoint: Annotated[
+        Path | None, typer.Option(help="Run or checkpoint to take a finished classifier from, in place of phase 1.")
+    ] = None,
+    velocity_checkpoint: Annotated[
+        Path | None, typer.Option(help="Run or checkpoint whose averaged velocity net phase 2 starts from, at step 0.")
+    ] = None,
     run_id: Annotated[
         str | None, typer.Option(help="Name of the run's folder; made from the command if not given.")
     ] = None,
@@ -62,7 +75,9 @@ def train(
 
     try:
         with ranks.together():
-            job = resolve(config, domain0, domain1, checkpoint, run_id, runs, dev, device, seed, overrides)
+            given = {"codec": codec_checkpoint, "saliency": saliency_checkpoint, "velocity": velocity_checkpoint}
+            parts = {phase: path.expanduser() for phase, path in given.items() if path is not None}
+            job = resolve(config, domain0, domain1, checkpoint, run_id, runs, dev, device, seed, overrides, only, parts)
             lines = _train(job, dry_run)
     except ranks.AnotherRankFailed as e:
         raise typer.Exit(e.exit_code) from None
@@ -121,6 +136,8 @@ def resolve(
     device: str,
     seed: int | None,
     overrides: list[str] | None,
+    only: str | None,
+    parts: dict[str, Path],
 ) -> "Job":
     """What the options ask for. Raises UsageError, ConfigError, CheckpointError."""
     from ..train import checkpoint as ckpt
@@ -129,6 +146,11 @@ def resolve(
     from ..train.run import Job, default_run_id, read_run
 
     start, folder, before = None, None, dict[str, Any]()
+    if checkpoint is not None and parts:
+        raise UsageError(
+            f"--checkpoint goes on with a whole run, and --{next(iter(parts))}-checkpoint begins one with a part of "
+            "another: give one or the other"
+        )
     if checkpoint is not None:
         start = ckpt.find(checkpoint)
         if start.parent.name == "checkpoints":
@@ -148,8 +170,8 @@ def resolve(
     inputs0 = _domain0(domain0, before.get("domain0", []))
     inputs1 = _paths("domain1", domain1 or before.get("domain1", []))
     if folder is None:
-        folder = runs / (run_id or default_run_id(config or "run", settings, inputs0, inputs1, seed))
-    return Job(settings, inputs0, inputs1, folder, seed, device, start)
+        folder = runs / (run_id or default_run_id(config or "run", settings, inputs0, inputs1, seed, parts))
+    return Job(settings, inputs0, inputs1, folder, seed, device, start, only, parts)
 
 
 def _domain0(given: list[str] | None, before: list[str] | Literal["random"]) -> tuple[Path, ...] | Literal["random"]:

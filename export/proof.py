@@ -1,15 +1,19 @@
 """The proof of an exported graph: the runtime's own code against PyTorch, over the whole integration."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..runtime.bundle import Bundle
+from ..runtime.codec import open_codec
 from ..runtime.errors import ExportError
 from ..runtime.euler import integrate
 from ..runtime.pixels import Float, to_uint8
 from ..runtime.velocity import Velocity
+from ..train.codec import Codec
 from ..train.velocity_net import VelocityNet
 
 FLOOR_PSNR = 80.0
@@ -28,15 +32,17 @@ class Parity:
     cases: int
 
 
-def prove(net: VelocityNet, bundle: Bundle, starts: tuple[Float, Float]) -> Parity:
-    """Integrate both over real pictures: two sizes, batch 1 and 4, both directions.
+def prove(net: VelocityNet, codec: Codec, bundle: Bundle, starts: tuple[Float, Float]) -> Parity:
+    """Encode, integrate and decode real pictures by both: two sizes, batch 1 and 4, both directions.
 
-    `starts` are pictures, or noise, float32 [N, C, H, W] of domain 0 and domain 1.
+    `starts` are pictures, float32 [N, 3, H, W], of domain 0 and domain 1; where the bundle is generative, noise of the
+    shape of what the flow moves in place of domain 0.
 
     Raises:
         ExportError: below the floor for float32.
     """
-    velocity, steps = Velocity(bundle, "cpu"), bundle.manifest.default_steps
+    velocity, exported = Velocity(bundle, "cpu"), open_codec(bundle, "cpu")
+    manifest, steps = bundle.manifest, bundle.manifest.default_steps
 
     @torch.no_grad()
     def reference(x: Float, t: float) -> Float:
@@ -45,20 +51,32 @@ def prove(net: VelocityNet, bundle: Bundle, starts: tuple[Float, Float]) -> Pari
 
     psnrs, levels = [], []
     for start, samples in enumerate(starts):
-        for x in cases(samples, bundle.manifest.multiple):
-            want = integrate(reference, x, steps, float(start), 1.0 - start)
-            got = integrate(velocity, x, steps, float(start), 1.0 - start)
+        noise = manifest.generative and start == 0
+        for x in cases(samples, manifest.multiple // (exported.factor if noise else 1)):
+            want, got = x, x
+            if not noise:
+                want, got = through(codec.encode, x), exported.encode(x)
+            want = through(codec.decode, integrate(reference, want, steps, float(start), 1.0 - start))
+            got = exported.decode(integrate(velocity, got, steps, float(start), 1.0 - start))
             error = float(np.mean((want - got).astype(np.float64) ** 2))
             psnrs.append(min(200.0, 10 * np.log10(4 / max(error, 1e-20))) if np.isfinite(error) else 0.0)
             difference = to_uint8(want).astype(int) - to_uint8(got)
             levels.append(int(np.abs(difference).max()))
     parity = Parity(round(min(psnrs), 2), max(levels), steps, len(psnrs))
     if parity.psnr < FLOOR_PSNR or parity.grey_levels > FLOOR_LEVELS:
+        what = "velocity.onnx does" if manifest.latent is None else "encoder, velocity and decoder do"
         raise ExportError(
-            f"{bundle.path.name} does not agree with PyTorch over {steps} steps: {parity.psnr:.1f} dB, up to "
+            f"{what} not agree with PyTorch over {steps} steps: {parity.psnr:.1f} dB, up to "
             f"{parity.grey_levels} grey levels apart (wanted {FLOOR_PSNR:.0f} dB, {FLOOR_LEVELS}); nothing was exported"
         )
     return parity
+
+
+@torch.no_grad()
+def through(f: Callable[[Tensor], Tensor], x: Float) -> Float:
+    """f in PyTorch, for arrays."""
+    y: Float = f(torch.from_numpy(x)).numpy()
+    return y
 
 
 def cases(samples: Float, multiple: int) -> list[Float]:

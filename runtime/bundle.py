@@ -18,25 +18,28 @@ from .errors import BundleError
 FORMAT_VERSION = 1
 MANIFEST_FILE = "rfp.json"
 METADATA_KEY = "rfp"
-LATER = {"generative": False}
-"""Manifest keys younger than the format, with what a manifest without them means. They are written only where they say
+LATER = {"generative": False, "latent": None, "role": "velocity"}
+"""Keys younger than the format, with what a manifest without them means. They are written only where they say
 something else: so an older rfp goes on reading what it can, and refuses what it would misunderstand."""
+ROLES = ("velocity", "encoder", "decoder")
 TIMESTEP = "t in [0, 1], float32 of shape [1] shared by the batch; 0 is domain 0, 1 is domain 1"
 
 
 @dataclass(frozen=True)
 class Graph:
-    """One velocity graph: its file in the bundle folder, and how near it came to PyTorch (`parity`, any figures)."""
+    """One graph: its file in the bundle folder, how near it came to PyTorch (`parity`), what it computes (`role`)."""
 
     file: str
     precision: str
     sha256: str
     bytes: int
     parity: dict[str, float] = field(default_factory=dict)
+    role: str = "velocity"
 
     def __post_init__(self) -> None:
         _want(self.file, "file", "a name without folders", _is_file_name)
         _want(self.precision, "precision", "a word such as fp32, fp16 or int8", _is_word)
+        _want(self.role, "role", ", ".join(ROLES), lambda v: v in ROLES)
         _want(self.sha256, "sha256", "64 hexadecimal digits", _is_sha256)
         _want(self.bytes, "bytes", "a whole number above 0", lambda v: _is_int(v, 1, 1 << 48))
         figures = isinstance(self.parity, dict) and all(_is_text(k) and _is_number(v) for k, v in self.parity.items())
@@ -44,11 +47,25 @@ class Graph:
 
 
 @dataclass(frozen=True)
+class Latent:
+    """What the flow of a latent model moves: z [B, channels, H/factor, W/factor]."""
+
+    channels: int
+    factor: int
+
+    def __post_init__(self) -> None:
+        _want(self.channels, "latent.channels", "1 to 1024", lambda v: _is_int(v, 1, 1024))
+        _want(self.factor, "latent.factor", "1 to 64 (pixels)", lambda v: _is_int(v, 1, 64))
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What a velocity graph takes and what it was made from.
 
     The graph computes `velocity` [B, C, H, W] from `x` [B, C, H, W] (RGB in `pixel_range`, H and W multiples of
-    `multiple`) and `t` [1]. `image_size` is the pixel size it was trained at, `domains` the names of domain 0 and 1.
+    `multiple`) and `t` [1]. With `latent` its x and velocity are latents; an encoder graph computes `z` from pictures
+    `x`, and a decoder graph pictures `x` from `z`; H and W of pictures are multiples of `multiple`. `image_size` is
+    the pixel size it was trained at, `domains` the names of domain 0 and 1.
     With `generative`, domain 0 is noise, x ~ N(0, 1), in place of pictures.
     Making one with a wrong type or range raises BundleError.
     """
@@ -67,6 +84,7 @@ class Manifest:
     rfp_version: str = ""
     training: dict[str, Any] = field(default_factory=dict)
     generative: bool = False
+    latent: Latent | None = None
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -83,12 +101,17 @@ class Manifest:
             _want(getattr(self, name), name, "a text", _is_text)
         _want(self.training, "training", "a JSON object", _is_object)
         _want(self.generative, "generative", "true or false", lambda v: isinstance(v, bool))
+        _want(self.latent, "latent", "null or a JSON object", lambda v: v is None or isinstance(v, Latent))
+        if self.latent is not None:
+            fits = self.multiple % self.latent.factor == 0
+            _want(self.multiple, "multiple", f"a multiple of latent.factor {self.latent.factor}", lambda _: fits)
         files = [graph.file for graph in self.graphs]
         _want(files, "graphs", "every file once", lambda v: len(set(v)) == len(v))
 
     def to_json(self) -> str:
         """Indented JSON with a final newline for `rfp.json`; for a graph's own metadata, of `replace(m, graphs=())`."""
-        values = {k: v for k, v in asdict(self).items() if k not in LATER or v != LATER[k]}
+        values = _without_defaults(asdict(self))
+        values["graphs"] = [_without_defaults(graph) for graph in values["graphs"]]
         values = {"format_version": values.pop("format_version"), **values}
         return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
@@ -109,11 +132,16 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A manifest and the bytes of the ONNX graph that was chosen; `path` is that graph's file."""
+    """A manifest and the bytes of the ONNX graphs that were chosen; `path` is the velocity graph's file.
+
+    `encoder` and `decoder` are empty where the manifest says nothing of latents.
+    """
 
     path: Path
     manifest: Manifest
     model: bytes = field(repr=False)
+    encoder: bytes = field(default=b"", repr=False)
+    decoder: bytes = field(default=b"", repr=False)
 
 
 def load_bundle(path: str | Path) -> Bundle:
@@ -130,7 +158,7 @@ def load_bundle(path: str | Path) -> Bundle:
     model = _read(path, "a bundle is a folder with rfp.json and velocity.onnx, or one .onnx file, from `rfp export`")
     if path.suffix.lower() != ".onnx":
         raise BundleError(f"{path}: not a bundle; give the folder that `rfp export` wrote, or its velocity.onnx")
-    from .velocity import open_session  # onnxruntime takes 0.15 s to import and the folder form does not need it yet
+    from .network import open_session  # onnxruntime takes 0.15 s to import and the folder form does not need it yet
 
     metadata = open_session(model, path).get_modelmeta().custom_metadata_map
     if METADATA_KEY not in metadata:
@@ -138,26 +166,38 @@ def load_bundle(path: str | Path) -> Bundle:
             f"{path}: an ONNX graph without rfp's description (metadata key {METADATA_KEY!r}); "
             f"give a bundle folder with {MANIFEST_FILE}, or a graph that `rfp export` wrote"
         )
-    return Bundle(path, Manifest.from_json(metadata[METADATA_KEY], f"{path}, metadata {METADATA_KEY!r}"), model)
+    manifest = Manifest.from_json(metadata[METADATA_KEY], f"{path}, metadata {METADATA_KEY!r}")
+    if manifest.latent is not None:
+        raise BundleError(
+            f"{path}: one graph of a model that works on latents, which needs three (encoder, velocity, decoder); "
+            f"give the bundle folder with {MANIFEST_FILE}"
+        )
+    return Bundle(path, manifest, model)
 
 
 def _from_folder(folder: Path) -> Bundle:
     where = folder / MANIFEST_FILE
     text = _read(where, f"is {folder} a folder that `rfp export` wrote?")
     manifest = Manifest.from_json(text.decode("utf-8", errors="replace"), str(where))
-    graph = next((g for g in manifest.graphs if g.file.lower().endswith(".onnx")), None)
+    roles = ROLES if manifest.latent is not None else ROLES[:1]
+    path, *rest = (_graph(folder, manifest, role) for role in roles)
+    return Bundle(path[0], manifest, path[1], *(model for _, model in rest))
+
+
+def _graph(folder: Path, manifest: Manifest, role: str) -> tuple[Path, bytes]:
+    """The first ONNX graph of a role: its file, and its bytes as they were when it was exported."""
+    where = folder / MANIFEST_FILE
+    graph = next((g for g in manifest.graphs if g.role == role and g.file.lower().endswith(".onnx")), None)
     if graph is None:
         found = ", ".join(g.file for g in manifest.graphs) or "none"
-        raise BundleError(
-            f"{where}: lists no ONNX graph (found: {found}); export the checkpoint again with `rfp export`"
-        )
+        raise BundleError(f"{where}: lists no ONNX graph of the {role} (found: {found}); export the checkpoint again")
     model = _read(folder / graph.file, f"{MANIFEST_FILE} lists it; copy the whole bundle folder")
     if (found := hashlib.sha256(model).hexdigest()) != graph.sha256:
         raise BundleError(
             f"{folder / graph.file}: damaged or changed since its export: {len(model):,} bytes, sha256 {found[:12]}…, "
             f"{MANIFEST_FILE} says {graph.bytes:,} bytes, sha256 {graph.sha256[:12]}…; copy the bundle again"
         )
-    return Bundle(folder / graph.file, manifest, model)
+    return folder / graph.file, model
 
 
 def _read(path: Path, hint: str) -> bytes:
@@ -181,17 +221,23 @@ def _manifest(values: Any) -> Manifest:
         Graph(**_known(Graph, _want(graph, f"graphs[{i}]", "a JSON object", _is_object), f"graphs[{i}]."))
         for i, graph in enumerate(graphs)
     )
+    if (latent := values.get("latent")) is not None:
+        values["latent"] = Latent(**_known(Latent, _want(latent, "latent", "a JSON object", _is_object), "latent."))
     for name in ("domains", "pixel_range"):
         if isinstance(values.get(name), list):
             values[name] = tuple(values[name])
     return Manifest(**_known(Manifest, values, ""))
 
 
-def _known(cls: type[Graph] | type[Manifest], values: dict[str, Any], at: str) -> dict[str, Any]:
+def _without_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in values.items() if k not in LATER or v != LATER[k]}
+
+
+def _known(cls: type[Graph | Manifest | Latent], values: dict[str, Any], at: str) -> dict[str, Any]:
     known = {f.name for f in fields(cls)}
     if unknown := sorted(values.keys() - known):
         raise BundleError(f"{at}{unknown[0]}: not a key of format {FORMAT_VERSION}; is the bundle from a newer rfp?")
-    optional = {"parity"} if cls is Graph else LATER.keys()
+    optional = LATER.keys() | {"parity"}
     if missing := sorted(known - optional - values.keys()):
         raise BundleError(f"{at}{missing[0]}: missing; export the bundle again with `rfp export`")
     return values

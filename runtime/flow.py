@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from .bundle import Manifest
+from .codec import Codec
 from .errors import MediaError, UsageError
 from .euler import integrate
 from .media import MAX_PIXELS
@@ -36,7 +37,8 @@ class Stopped(Exception):
 
 
 class Flow:
-    """Calling it translates uint8 [B, H, W, 3] to uint8 [B, H, W, 3] by Euler steps over a velocity.
+    """Calling it translates uint8 [B, H, W, 3] to uint8 [B, H, W, 3] by Euler steps over a velocity, between an encoder
+    and a decoder where the model works on latents.
 
     Args:
         steps: None takes the manifest's.
@@ -51,6 +53,7 @@ class Flow:
     def __init__(
         self,
         velocity: Velocity,
+        codec: Codec,
         manifest: Manifest,
         steps: int | None = None,
         reverse: bool = False,
@@ -64,7 +67,7 @@ class Flow:
         ):
             if value not in (None, "native") and not (isinstance(value, int) and low <= value <= high):
                 raise UsageError(f"{name} is {value}; wanted {low} to {high}")
-        self._velocity, self._multiple, self._batch = velocity, manifest.multiple, batch
+        self._velocity, self._codec, self._multiple, self._batch = velocity, codec, manifest.multiple, batch
         self._steps = manifest.default_steps if steps is None else steps
         self._short = manifest.image_size if size is None else None if size == "native" else size
         self._t0, self._t1 = (1.0, 0.0) if reverse else (0.0, 1.0)
@@ -78,22 +81,21 @@ class Flow:
             Stopped: `stop` was called.
         """
         height, width = images.shape[1:3]
-        return self.follow(pad_to_multiple(to_float(images), self._multiple))[:, :height, :width]
+        z = self._codec.encode(pad_to_multiple(to_float(images), self._multiple))
+        return self.follow(z)[:, :height, :width]
 
     def sample(self, seed: int, numbers: Sequence[int], width: int, height: int) -> Uint8:
         """Pictures out of noise, each a function of (seed, its number): uint8 [B, height, width, 3].
 
         A side that is no multiple of the net's is cut from the next one. Raises as calling does.
         """
-        h, w = (side + -side % self._multiple for side in (height, width))
-        return self.follow(noises((3, h, w), seed, numbers))[:, :height, :width]
+        h, w = ((side + -side % self._multiple) // self._codec.factor for side in (height, width))
+        return self.follow(noises((self._codec.channels, h, w), seed, numbers))[:, :height, :width]
 
     def follow(self, x: Float) -> Uint8:
         """From states [B, C, H, W] at the flow's beginning to the pictures at its end, uint8 [B, H, W, 3]."""
-        x = integrate(self._velocity, x, self._steps, self._t0, self._t1, self._on_step)
-        if not np.isfinite(x).all():
-            raise MediaError("the velocity graph gave values that are not finite; export it again, in fp32")
-        return to_uint8(x)
+        x = _finite(integrate(self._velocity, x, self._steps, self._t0, self._t1, self._on_step), "velocity")
+        return to_uint8(_finite(self._codec.decode(x), "decoder"))
 
     def fit(self, width: int, height: int) -> tuple[int, int]:
         """The (width, height) in px at which a picture is translated: its short side at `size`, its aspect kept.
@@ -121,3 +123,9 @@ class Flow:
     def _on_step(self, step: int, x: Float) -> None:
         if self._stopped.is_set():
             raise Stopped
+
+
+def _finite(x: Float, what: str) -> Float:
+    if not np.isfinite(x).all():
+        raise MediaError(f"the {what} graph gave values that are not finite; export it again, in fp32")
+    return x

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from .bundle import Bundle, load_bundle
+from .codec import open_codec
 from .errors import MediaError, UsageError
 from .flow import MOST_PIXELS, Flow
 from .images import THREADS, Work, save_image, save_images
@@ -82,7 +83,7 @@ def generate(
             f"{loaded.path}: turns {zero} into {one}, and needs pictures for it: `rfp translate`. What generates is "
             "trained with --domain0 random"
         )
-    flow = Flow(Velocity(loaded, device), loaded.manifest, steps, batch=batch)
+    flow = Flow(Velocity(loaded, device), open_codec(loaded, device), loaded.manifest, steps, batch=batch)
     side = loaded.manifest.image_size
     width, height = (size, size) if isinstance(size, int) else size or (side, side)
     _check(count, seed, width, height, suffix)

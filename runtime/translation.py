@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from .bundle import Bundle, load_bundle
+from .codec import open_codec
 from .errors import MediaError, UsageError
 from .flow import Flow
 from .images import translate_images
@@ -66,7 +67,8 @@ def translate(
         raise UsageError(f"{loaded.path}: its domain 0 is noise, so it {why}; `rfp generate` makes pictures with it")
     bad: list[MediaError] = []
     jobs = plan(paths(inputs), paths([output])[0], bad.append)
-    new_flow = partial(Flow, Velocity(loaded, device), loaded.manifest, steps, reverse, size, batch)
+    graphs = Velocity(loaded, device), open_codec(loaded, device)
+    new_flow = partial(Flow, *graphs, loaded.manifest, steps, reverse, size, batch)
     flow = new_flow()
     report = Report()
     tell = report.teller(on_event)

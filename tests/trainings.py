@@ -34,6 +34,21 @@ TINY: dict[str, Any] = {
     "saliency_net": {"type": "ConvSaliencyNet", "channels": [8, 8], "latent_channels": 8},
 }
 
+VAE_TINY: dict[str, Any] = {
+    "type": "VAE",
+    "latent_channels": 3,
+    "model_channels": 8,
+    "ch_mult": [1, 2],
+    "num_res_blocks": 1,
+    "train_batch_size": 4,
+    "train_minibatch_size": 3,
+    "train_images": 24,
+    "learning_rate": 0.01,
+    "warmup_images": 4,
+    "ema_decay": 0.5,
+}
+"""A codec whose z is half the pictures' size; 6 steps of phase 0."""
+
 
 def tiny(**changes: Any) -> RFPix2pixModel:
     return validate(TINY | changes)

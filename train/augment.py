@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .config import Augmentation
+from .net_config import Augmentation
 
 LUMA = torch.tensor([0.299, 0.587, 0.114])
 LOTS = 10

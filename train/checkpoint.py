@@ -20,13 +20,15 @@ from torch import Tensor, nn
 
 from ..runtime.errors import CheckpointError, ConfigError, UsageError
 from ..runtime.files import write_aside
+from .codec import VAE, Codec, Identity
+from .codec_config import IdentityConfig
 from .config import RFPix2pixModel, to_json
 from .reading import parse_json, validate
 from .saliency import SaliencyNet, build_saliency_net
 from .velocity_net import VelocityNet, build_velocity_net
 
 FORMAT = 1
-PHASES = ("saliency", "velocity")
+PHASES = ("codec", "saliency", "velocity")
 Tensors = dict[str, Tensor]
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -35,8 +37,9 @@ Net = TypeVar("Net", bound=nn.Module)
 class Checkpoint:
     """What a training has learned so far.
 
-    `tensors` are named `velocity_net.*`, `velocity_ema.*`, `saliency_net.*` and `samples.domain0|1`
-    (uint8 [N, H, W, 3], the fixed pictures of the sample grids, with which an export is proven).
+    `tensors` are named `velocity_net.*`, `velocity_ema.*`, `saliency_net.*`, `codec_net.*` (phase 0 only),
+    `codec_ema.*` and `samples.domain0|1` (uint8 [N, H, W, 3], the fixed pictures of the sample grids, with which an
+    export is proven).
     """
 
     config: RFPix2pixModel
@@ -54,16 +57,30 @@ class Checkpoint:
         prefix = name + "."
         return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
 
+    def finished(self, phase: str) -> bool:
+        """Whether what `phase` trains (the codec, the classifier) is as good as it was to become."""
+        later = PHASES.index(self.phase) > PHASES.index(phase)
+        return later or (self.phase == phase and bool(self.metrics.get("done")))
+
+    def codec(self) -> Codec:
+        """The averaged codec, in evaluation mode, on the CPU. Raises CheckpointError."""
+        config = self.config.codec
+        if isinstance(config, IdentityConfig):
+            return Identity()
+        return fit(lambda: VAE(config), self.part("codec_ema"))
+
     def velocity(self) -> VelocityNet:
         """The averaged velocity net, in evaluation mode, on the CPU. Raises CheckpointError."""
         if not (state := self.part("velocity_ema")):
-            raise CheckpointError("this checkpoint is from the saliency phase: it holds no velocity net yet; train on")
+            raise CheckpointError(
+                f"this checkpoint is from the {self.phase} phase: it holds no velocity net yet; train on"
+            )
         return fit(lambda: build_velocity_net(self.config), state)
 
     def saliency(self) -> SaliencyNet | None:
         """The domain classifier, in evaluation mode, or None where the training has none. Raises CheckpointError."""
-        state = self.part("saliency_net")
-        return fit(lambda: build_saliency_net(self.config.saliency_net, load_weights=False), state) if state else None
+        state, net, latents = self.part("saliency_net"), self.config.saliency_net, self.config.codec.latents
+        return fit(lambda: build_saliency_net(net, latents, load_weights=False), state) if state else None
 
 
 def fit(build: Callable[[], Net], state: Tensors) -> Net:

@@ -10,15 +10,23 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import Field, field_validator, model_validator
 
-from .net_config import ConvSaliencyNet, DiTConfig, Positive, ResNetSaliencyNet, Strict, UNetConfig
+from .codec_config import IdentityConfig, VAEConfig
+from .net_config import (
+    Augmentation,
+    ConvSaliencyNet,
+    DiTConfig,
+    Positive,
+    ResNetSaliencyNet,
+    Strict,
+    UNetConfig,
+    Weight,
+)
 
-Augmentation = Literal["color_jitter", "grayscale", "hflip", "random_erasing"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Weight = Annotated[float, Field(ge=0)]
 
 
 class RFPix2pixModel(Strict):
-    """A whole training: both phases, both nets."""
+    """A whole training: its phases and their nets."""
 
     type: Literal["RFPix2pixModel"] = "RFPix2pixModel"
     schema_: str | None = Field(None, alias="$schema", description="For editors; ignored.", exclude=True)
@@ -93,6 +101,11 @@ class RFPix2pixModel(Strict):
         20.0, description="Disk for decoded videos, of all runs together; frames that nothing uses make room."
     )
     frame_stride: Positive = Field(1, description="Take every n-th frame of videos: 1 takes all.")
+    codec: IdentityConfig | VAEConfig = Field(
+        default_factory=lambda: IdentityConfig(),
+        discriminator="type",
+        description="What pictures are turned into before the flow moves them.",
+    )
     velocity_net: UNetConfig | DiTConfig = Field(
         default_factory=lambda: UNetConfig(), discriminator="type", description="The velocity net."
     )
@@ -108,9 +121,10 @@ class RFPix2pixModel(Strict):
     @model_validator(mode="after")
     def _fits_together(self) -> "RFPix2pixModel":
         problems = []
-        if self.max_size % self.velocity_net.multiple:
+        if self.max_size % self.multiple:
+            codec = f" times the codec's {self.codec.factor}" if self.codec.factor > 1 else ""
             problems.append(
-                f"max_size {self.max_size} is not a multiple of the velocity net's {self.velocity_net.multiple}"
+                f"max_size {self.max_size} is not a multiple of the velocity net's {self.velocity_net.multiple}{codec}"
             )
         if self.train_minibatch_size > self.train_batch_size:
             problems.append("train_minibatch_size is larger than train_batch_size")
@@ -132,10 +146,27 @@ class RFPix2pixModel(Strict):
         """Optimiser steps of the velocity phase."""
         return math.ceil(self.train_images / self.train_batch_size)
 
+    def batch_size(self, phase: str) -> int:
+        """What an optimiser step of a phase counts: pictures in phase 0, pairs after it."""
+        if phase == "codec" and isinstance(self.codec, VAEConfig):
+            return self.codec.train_batch_size
+        return self.train_batch_size
+
     @property
     def channels(self) -> int:
-        """Channels of what the velocity net moves: those of a picture."""
-        return 3
+        """Channels of what the velocity net moves: those of a picture, or of z."""
+        return self.codec.channels
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """[C, H, W] of what the velocity net moves in training."""
+        side = self.max_size // self.codec.factor
+        return self.codec.channels, side, side
+
+    @property
+    def multiple(self) -> int:
+        """Height and width of pictures must be multiples of this."""
+        return self.codec.factor * self.velocity_net.multiple
 
 
 def nets() -> dict[str, dict[str, type[Strict]]]:

@@ -9,19 +9,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..runtime.pixels import Float, Uint8, to_float
 from . import ranks
-from .domains import WORKERS, Crop, Domain
+from .domains import WORKERS, Crop, Domain, Indices
 from .noise import Noise
 
 Pair = Callable[[int], tuple[int, int]]
 """The k-th pair of a training: indices into domain 0 and domain 1."""
-Indices = npt.NDArray[np.int64]
 
 EMBED_SIZE = 64
 

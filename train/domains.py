@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from ..runtime.errors import MediaError, UsageError
@@ -20,6 +21,9 @@ from ..runtime.media import IMAGE_FORMATS, MAX_PIXELS, Media, discover, read_ima
 from ..runtime.pixels import Uint8
 from .frame_cache import Film, FrameCache, open_films
 
+Indices = npt.NDArray[np.int64]
+HELD_OUT = 256
+"""Pictures per domain that only judge, at most, and never more than a tenth of the domain."""
 WORKERS = max(2, min(16, os.cpu_count() or 2))
 
 
@@ -163,6 +167,15 @@ def open_domain(
         raise UsageError(f"{inputs[0]}: none of its {count} files can be read; first: {domain.skipped[0]}")
     domain.read(0)  # raises if not a single picture decodes
     return domain
+
+
+def hold_out(domain: Domain, seed: Sequence[int], needs: str) -> tuple[Indices, Indices]:
+    """Indices to learn from, and of pictures that only judge. Raises UsageError, saying `needs`, if there is one."""
+    if len(domain) < 2:
+        raise UsageError(f"{domain.name}: {len(domain)} picture; {needs}")
+    order = np.random.default_rng(seed).permutation(len(domain))
+    n = min(HELD_OUT, max(1, len(domain) // 10))
+    return order[n:], order[:n]
 
 
 def _header_problem(media: Media) -> str | None:

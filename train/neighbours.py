@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .coupling import Indices
+from .domains import Indices
 
 CHUNK = 2**25
 """Similarities in memory at once."""

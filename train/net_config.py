@@ -4,7 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+Augmentation = Literal["color_jitter", "grayscale", "hflip", "random_erasing"]
 Positive = Annotated[int, Field(ge=1)]
+Weight = Annotated[float, Field(ge=0)]
 Channels = Annotated[int, Field(ge=1, le=16384)]
 """Bounded, like every size of a net: a config comes with a checkpoint, which may come from a stranger."""
 

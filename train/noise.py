@@ -40,6 +40,10 @@ def noise_domain(config: RFPix2pixModel, seed: int) -> Noise:
             "coupling structure (structure_pairing): noise has no structure that a picture could be like; "
             "leave it out, or take coupling minibatch_ot"
         )
+    if config.pairs_by == "minibatch_ot" and config.codec.latents:
+        problems.append(
+            "coupling minibatch_ot: it compares noise of the codec's latents with pixels; take coupling random"
+        )
     if config.saliency_loss_weight:
         problems.append(
             f"saliency_loss_weight {config.saliency_loss_weight:g}: any few pixels tell noise from a picture, so a "
@@ -48,9 +52,4 @@ def noise_domain(config: RFPix2pixModel, seed: int) -> Noise:
     if problems:
         lines = "\n".join(f"  {problem}" for problem in problems)
         raise ConfigError(f"--domain0 {RANDOM} (noise) does not go with this config; -c generative does\n{lines}")
-    return Noise(seed, state_shape(config))
-
-
-def state_shape(config: RFPix2pixModel) -> tuple[int, int, int]:
-    """C, H, W of the state x that the velocity net moves."""
-    return 3, config.max_size, config.max_size
+    return Noise(seed, config.latent_shape)

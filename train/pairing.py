@@ -3,13 +3,11 @@
 import json
 
 import numpy as np
-from PIL import Image
 
-from ..runtime.files import write_aside
 from ..runtime.pixels import Uint8
 from . import ranks
-from .coupling import Indices, Pair, embed, noise_pairs, random_pairs, structure_pairs
-from .domains import Crop, Domain
+from .coupling import Pair, embed, noise_pairs, random_pairs, structure_pairs
+from .domains import Crop, Domain, Indices
 from .neighbours import nearest
 from .noise import Noise
 from .run import Run
@@ -92,8 +90,7 @@ def _write_sheet(run: Run, near1: Indices, near0: Indices) -> None:
     domain0, domain1 = run.pictures
     halves = [_half(run, domain0, domain1, near1), _half(run, domain1, domain0, near0)]
     gap = np.full((len(halves[0]), run.config.max_size // 2, 3), 255, np.uint8)
-    with write_aside(run.folder / "samples" / "pairings.png") as partial:
-        Image.fromarray(np.concatenate([halves[0], gap, halves[1]], axis=1)).save(partial, format="PNG")
+    run.write_sheet("pairings", np.concatenate([halves[0], gap, halves[1]], axis=1))
 
 
 def _half(run: Run, domain: Domain, other: Domain, near: Indices) -> Uint8:

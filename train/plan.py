@@ -6,11 +6,14 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from .codec import VAE, codec_losses
+from .codec_config import VAEConfig
 from .config import RFPix2pixModel
 from .domains import Domain
 from .frame_cache import GIGABYTE, cache_folder
 from .noise import Noise
-from .run import Job, Reporter, open_run
+from .perceptual import build_perceptual
+from .run import Job, Reporter, Run, open_run
 from .saliency import build_saliency_net
 from .velocity_net import build_velocity_net
 
@@ -44,19 +47,34 @@ def plan(job: Job, report: Reporter) -> list[str]:
         )
     with torch.device("meta"):
         velocity = build_velocity_net(config)
-        saliency = build_saliency_net(config.saliency_net, load_weights=False) if config.saliency_loss_weight else None
+        saliency = (
+            build_saliency_net(config.saliency_net, config.codec.latents, load_weights=False)
+            if config.saliency_loss_weight
+            else None
+        )
+    if isinstance(config.codec, VAEConfig):
+        with torch.device("meta"):
+            vae = VAE(config.codec)
+        lines += [
+            f"phase 0   {kept(run, 'codec')}VAE, {parameters(vae):,} parameters, {config.codec.steps:,} steps of "
+            f"{config.codec.train_batch_size} pictures ({config.codec.train_images:,} in all)",
+            f"memory    about {codec_memory(config, config.codec) / 2**30:.1f} GiB on the {run.device} for phase 0",
+            f"latents   {'×'.join(map(str, config.latent_shape))}: the flow moves these",
+        ]
     if saliency:
         lines.append(
-            f"phase 1   {config.saliency_net.type}, {parameters(saliency):,} parameters, up to "
+            f"phase 1   {kept(run, 'saliency')}{config.saliency_net.type}, {parameters(saliency):,} parameters, up to "
             f"{config.saliency_max_steps:,} steps, to {config.saliency_accuracy_threshold:.1%} of held-out pictures"
         )
     else:
         lines.append("phase 1   none (saliency_loss_weight is 0)")
     lines += [
-        f"phase 2   {config.velocity_net.type}, {parameters(velocity):,} parameters, {config.steps:,} steps of "
-        f"{config.train_batch_size} pairs ({config.train_images:,} in all)",
+        f"phase 2   {kept(run, 'velocity')}{config.velocity_net.type}, {parameters(velocity):,} parameters, "
+        f"{config.steps:,} steps of {config.train_batch_size} pairs ({config.train_images:,} in all)",
         f"memory    about {memory(config) / 2**30:.1f} GiB on the {run.device} for phase 2",
     ]
+    if job.only:
+        lines.append(f"only      the {job.only} phase")
     if run.resumed:
         lines.append(f"goes on   from {run.resumed.phase} step {run.resumed.step:,}")
     return lines
@@ -68,6 +86,13 @@ def pictures(domain: Domain | Noise) -> str:
         return f"noise, N(0, 1) of shape {'×'.join(map(str, domain.shape))}: a generative model"
     about = "about " if domain.undecoded else ""
     return f"{about}{len(domain):,} pictures in {domain.name} ({len(domain.skipped)} skipped)"
+
+
+def kept(run: Run, phase: str) -> str:
+    """Said of a phase that is done, or begins with what another run made."""
+    if phase in run.parts:
+        return "from other weights: " if phase == "velocity" else "taken as it is: "
+    return "trained already: " if run.finished(phase) else ""
 
 
 def parameters(net: nn.Module) -> int:
@@ -82,13 +107,23 @@ def memory(config: RFPix2pixModel) -> int:
     attention keeps no map of all tokens by all tokens.
     """
     with FakeTensorMode():
-        x = torch.empty(config.train_minibatch_size, config.channels, config.max_size, config.max_size)
+        x = torch.empty(config.train_minibatch_size, *config.latent_shape)
         velocity = build_velocity_net(config)
         total = 5 * 4 * parameters(velocity) + saved_bytes(velocity, lambda: velocity(x, torch.empty(len(x))))
         if config.saliency_loss_weight:  # forward mode keeps the primal and what the tangent's gradient needs
-            saliency = build_saliency_net(config.saliency_net, load_weights=False).eval()
+            saliency = build_saliency_net(config.saliency_net, config.codec.latents, load_weights=False).eval()
             total += 4 * parameters(saliency) + 2 * saved_bytes(saliency, lambda: saliency(x))
     return total
+
+
+def codec_memory(config: RFPix2pixModel, codec: VAEConfig) -> int:
+    """Estimated bytes of phase 0, as for phase 2."""
+    perceptual, n = build_perceptual(codec), codec.train_minibatch_size
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x, noise = torch.empty(n, 3, config.max_size, config.max_size), torch.empty(n, *config.latent_shape)
+        vae = VAE(codec)
+        kept = saved_bytes(vae, lambda: codec_losses(vae, perceptual, x, noise))
+    return 5 * 4 * parameters(vae) + (4 * parameters(perceptual) if perceptual else 0) + kept
 
 
 def saved_bytes(net: nn.Module, forward: Callable[[], object]) -> int:

@@ -10,23 +10,26 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..runtime.errors import CheckpointError, ConfigError, TrainingError, UsageError
-from ..runtime.files import write_json, write_text
+from ..runtime.files import write_aside, write_json, write_text
 from ..runtime.pixels import Uint8, to_float
 from . import checkpoint as ckpt
 from . import ranks
+from .codec_config import VAEConfig
 from .config import RFPix2pixModel, to_json
 from .domains import Crop, Domain, open_domain
 from .frame_cache import GIGABYTE, FrameCache
 from .noise import RANDOM, Noise, noise_domain
+from .parts import Parts, finished, option, take_parts
 from .reading import parse_json, validate
 
 FREE_TO_CHANGE = frozenset(
@@ -42,6 +45,8 @@ FREE_TO_CHANGE = frozenset(
     }
 )
 """Config keys that may differ when a run is gone on with."""
+STREAMS = {"saliency": 0, "velocity": 1, "codec": 2}
+"""Each phase's draws, numbered by the age of the phase: a new one leaves the others' draws as they were."""
 
 
 class Reporter(Protocol):
@@ -80,6 +85,10 @@ class Job:
     device: str = "auto"
     start: Path | None = None
     """A checkpoint to go on from as long as `folder` has none of its own."""
+    only: str | None = None
+    """The one phase to run."""
+    parts: Mapping[str, Path] = field(default_factory=dict)
+    """By phase, another run or checkpoint to take its codec, classifier or first velocity from."""
 
 
 @dataclass
@@ -98,13 +107,18 @@ class Run:
     report: Reporter
     resumed: ckpt.Checkpoint | None = None
     resumed_state: ckpt.Tensors = field(default_factory=dict)
+    parts: Parts = field(default_factory=dict)
     asked: threading.Event = field(default_factory=threading.Event)
     stop: threading.Event = field(default_factory=threading.Event)
     _clock: tuple[str, float, int] = ("", 0.0, 0)
 
+    def finished(self, phase: str) -> ckpt.Checkpoint | None:
+        """The checkpoint that holds the finished codec or classifier: the run's own, or another run's."""
+        return finished(phase, self.resumed, self.parts)
+
     def rng(self, phase: str, step: int) -> torch.Generator:
         """The draws of one step: a function of (seed, phase, step), so there is no state that could be lost."""
-        entropy = np.random.SeedSequence([self.seed, ckpt.PHASES.index(phase), step]).generate_state(1, np.uint64)
+        entropy = np.random.SeedSequence([self.seed, STREAMS[phase], step]).generate_state(1, np.uint64)
         return torch.Generator().manual_seed(int(entropy[0] >> 1))
 
     @property
@@ -138,7 +152,7 @@ class Run:
         now, (timed, then, before) = time.monotonic(), self._clock
         values = {name: float(value) for name, value in metrics.items()}
         if timed == phase:
-            values["images_per_second"] = (step - before) * self.config.train_batch_size / (now - then)
+            values["images_per_second"] = (step - before) * self.config.batch_size(phase) / (now - then)
         self._clock = (phase, now, step)
         if not all(np.isfinite(v) for v in values.values()):
             raise TrainingError(
@@ -177,6 +191,11 @@ class Run:
             ckpt.state_path(old).unlink(missing_ok=True)
             old.unlink()
 
+    def write_sheet(self, name: str, pixels: Uint8) -> None:
+        """Write samples/NAME.png from uint8 [H, W, 3]."""
+        with write_aside(self.folder / "samples" / f"{name}.png") as partial:
+            Image.fromarray(pixels).save(partial, format="PNG")
+
     def tensor(self, images: Uint8) -> Tensor:
         """uint8 [B, H, W, 3] → float [B, 3, H, W] in [-1, 1] on the device."""
         return torch.from_numpy(to_float(images)).to(self.device, memory_format=torch.channels_last)
@@ -214,13 +233,15 @@ def default_run_id(
     inputs0: Sequence[Path] | Literal["random"],
     inputs1: Sequence[Path],
     seed: int,
+    parts: Mapping[str, Path] | None = None,
 ) -> str:
     """A name that the same command always gives, so that running it again goes on."""
     ends = [x if isinstance(x, str) else x[0].resolve().stem for x in (inputs0, inputs1)]
     stems = [Path(config_name).stem, *ends]
     names = [stem.encode()[:60].decode(errors="ignore") for stem in stems]  # a folder's name has 255 bytes at most
     fixed = {k: v for k, v in to_json(config).items() if k not in FREE_TO_CHANGE}
-    identity = json.dumps([fixed, where(inputs0), where(inputs1), seed])
+    taken = [{phase: str(path.resolve()) for phase, path in parts.items()}] if parts else []
+    identity = json.dumps([fixed, where(inputs0), where(inputs1), seed, *taken])
     return "-".join([*names, hashlib.sha256(identity.encode()).hexdigest()[:6]])
 
 
@@ -230,8 +251,11 @@ def open_run(job: Job, report: Reporter, dry_run: bool = False) -> Run:
     Raises:
         UsageError, CheckpointError, MediaError: before any work.
     """
+    job = with_recorded_parts(job)
     device = pick_device(job.device)
     ranks.fits(job.config.train_batch_size)
+    if isinstance(job.config.codec, VAEConfig):
+        ranks.fits(job.config.codec.train_batch_size // 2)
     start = next(iter(ckpt.checkpoints(job.folder)[::-1]), job.start)
     resumed = ckpt.load(start) if start else None
     state = ckpt.load_state(start) if start and ckpt.state_path(start).is_file() else {}
@@ -239,6 +263,7 @@ def open_run(job: Job, report: Reporter, dry_run: bool = False) -> Run:
         _same_training(job)
     if resumed:
         _same_nets(resumed, job.config, f"{start}")
+    parts = take_parts(job.config, job.parts, read_run(job.folder).get("parts", {}), job.only, resumed)
     frames = FrameCache(job.config.frame_stride, int(job.config.frame_cache_gigabytes * GIGABYTE), dry_run)
     if isinstance(job.inputs0, str):
         domain0: Domain | Noise = noise_domain(job.config, job.seed)
@@ -251,7 +276,7 @@ def open_run(job: Job, report: Reporter, dry_run: bool = False) -> Run:
         report.note(f"{start}: no training state beside it: starting from its weights, at step 0")
     found = [f"{len(d)} pictures in {d.name}" for d in (domain0, domain1) if isinstance(d, Domain)]
     ranks.agree(f"{job.folder}", [f"{start}", *found])
-    return Run(job.folder, job.config, job.seed, device, domain0, domain1, report, resumed, state)
+    return Run(job.folder, job.config, job.seed, device, domain0, domain1, report, resumed, state, parts)
 
 
 def _open(job: Job, inputs: Sequence[Path], frames: FrameCache, report: Reporter) -> Domain:
@@ -271,18 +296,25 @@ def _same_training(job: Job) -> None:
             f"{job.folder} was trained with another config ({', '.join(changed)} differ); give the config it has, "
             f"another --run-id, or start anew from its weights with --checkpoint {job.folder} --run-id NEW"
         )
-    before, now = read_run(job.folder), describe(job)
-    if changed := [k for k, v in before.items() if v != now[k]]:
-        was = "; ".join(f"{k}: {before[k]}, now {now[k]}" for k in changed)
+    before, now = (about | about.get("parts", {}) for about in (read_run(job.folder), describe(job)))
+    if changed := [k for k, v in before.items() if k != "parts" and v != now.get(k, v)]:
+        was = "; ".join(f"{option(k) if k in ckpt.PHASES else k}: {before[k]}, now {now[k]}" for k in changed)
         raise UsageError(
             f"{job.folder} was trained otherwise ({was}); give what it was trained with, another --run-id, or start "
             f"anew from its weights with --checkpoint {job.folder} --run-id NEW"
         )
 
 
+def with_recorded_parts(job: Job) -> Job:
+    """The job with the parts that its run was begun with: a command that goes on need not name them again."""
+    recorded = {phase: Path(path) for phase, path in read_run(job.folder).get("parts", {}).items()}
+    return replace(job, parts=recorded | dict(job.parts))
+
+
 def describe(job: Job) -> dict[str, Any]:
-    """What run.json says: the inputs, and the seed."""
-    return {"domain0": where(job.inputs0), "domain1": where(job.inputs1), "seed": job.seed}
+    """What run.json says: the inputs, the seed, and what was taken from other runs."""
+    about = {"domain0": where(job.inputs0), "domain1": where(job.inputs1), "seed": job.seed}
+    return about | ({"parts": {k: str(p.resolve()) for k, p in job.parts.items()}} if job.parts else {})
 
 
 def where(inputs: Sequence[Path] | Literal["random"]) -> list[str] | Literal["random"]:
@@ -292,19 +324,22 @@ def where(inputs: Sequence[Path] | Literal["random"]) -> list[str] | Literal["ra
 
 def _same_nets(resumed: ckpt.Checkpoint, config: RFPix2pixModel, where: str) -> None:
     """A checkpoint's weights go only into nets like its own. A finished classifier may teach any velocity net."""
-    velocity = resumed.phase == "velocity" and config.velocity_net != resumed.config.velocity_net
-    saliency = config.saliency_loss_weight and config.saliency_net != resumed.config.saliency_net
-    if velocity or saliency:
+    later = resumed.phase != "codec"
+    other = [
+        (config.codec.net != resumed.config.codec.net, "codec"),
+        (resumed.phase == "velocity" and config.velocity_net != resumed.config.velocity_net, "velocity_net"),
+        (later and config.saliency_loss_weight and config.saliency_net != resumed.config.saliency_net, "saliency_net"),
+    ]
+    if wrong := next((name for differs, name in other if differs), None):
         raise UsageError(
-            f"{where}: its {'velocity_net' if velocity else 'saliency_net'} is not the config's; "
-            "give the config that it has, or start anew without --checkpoint"
+            f"{where}: its {wrong} is not the config's; give the config that it has, or start anew without --checkpoint"
         )
     if config.saliency_loss_weight and resumed.phase == "velocity" and not resumed.part("saliency_net"):
         raise UsageError(f"{where}: holds no classifier; go on with --set saliency_loss_weight=0, or start anew")
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """run.json: which folders a run was trained on, and its seed. Raises CheckpointError."""
+    """run.json: which folders a run was trained on, its seed, its parts of other runs. Raises CheckpointError."""
     path = folder / "run.json"
     try:
         about = parse_json(path.read_text(encoding="utf-8"), str(path))
@@ -312,7 +347,10 @@ def read_run(folder: Path) -> dict[str, Any]:
             RANDOM if about[name] == RANDOM and name == "domain0" else [str(p) for p in about[name]]
             for name in ("domain0", "domain1")
         )
-        return {"domain0": zero, "domain1": one, "seed": int(about["seed"])}
+        parts = {str(phase): str(path) for phase, path in dict(about.get("parts", {})).items()}
+        if not parts.keys() <= set(ckpt.PHASES):
+            raise ValueError(f"parts {[*parts]}")
+        return {"domain0": zero, "domain1": one, "seed": int(about["seed"])} | ({"parts": parts} if parts else {})
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, ConfigError) as e:
@@ -327,9 +365,11 @@ def train(job: Job, report: Reporter) -> Path:
         TrainingError: the classifier is blind, or a loss is not finite.
         Interrupted: Ctrl-C or SIGTERM, after saving.
     """
+    from .codec_phase import train_codec
     from .saliency_phase import train_saliency
     from .velocity_phase import train_velocity
 
+    job = with_recorded_parts(job)
     run = open_run(job, report if ranks.first() else Silence())
     if ranks.first():
         run.folder.mkdir(parents=True, exist_ok=True)
@@ -337,8 +377,13 @@ def train(job: Job, report: Reporter) -> Path:
         write_json(run.folder / "run.json", describe(job))
         _forget_metrics_after(run)
     with _signals(run.asked):
-        net = train_saliency(run) if run.config.saliency_loss_weight else None
-        train_velocity(run, net)
+        if job.only and job.only != "velocity" and run.finished(job.only):
+            run.report.note(f"already trained: the {job.only} phase")
+        codec = train_codec(run)
+        if job.only != "codec":
+            net = train_saliency(run, codec) if run.config.saliency_loss_weight else None
+            if job.only != "saliency":
+                train_velocity(run, codec, net)
     return run.folder
 
 

@@ -13,22 +13,22 @@ from .unet import GroupNorm32
 
 
 class SaliencyNet(nn.Module):
-    """backbone → latent features h → two logits. Images [B, 3, H, W] in [-1, 1].
+    """stem → backbone → features h → two logits. x [B, C, H, W]: pictures in [-1, 1], or latents.
 
-    `pretrained` says whether the backbone holds weights worth keeping frozen at first.
+    `pretrained` says whether the backbone holds weights worth keeping frozen at first; the stem learns from the start.
     """
 
     def __init__(
-        self, backbone: nn.Module, channels: int, latent_channels: int, num_classes: int, pretrained: bool
+        self, stem: nn.Module, backbone: nn.Module, channels: int, latent_channels: int, pretrained: bool
     ) -> None:
         super().__init__()
-        self.backbone, self.pretrained = backbone, pretrained
+        self.stem, self.backbone, self.pretrained = stem, backbone, pretrained
         self.latent = nn.Sequential(nn.Linear(channels, latent_channels), nn.SiLU())
-        self.classifier = nn.Linear(latent_channels, num_classes)
+        self.classifier = nn.Linear(latent_channels, 2)
 
     def features(self, x: Tensor) -> Tensor:
-        """h(x): [B, 3, H, W] → [B, latent_channels]."""
-        h: Tensor = self.latent(self.backbone(x))
+        """h(x): [B, C, H, W] → [B, latent_channels]."""
+        h: Tensor = self.latent(self.backbone(self.stem(x)))
         return h
 
     def forward(self, x: Tensor) -> Tensor:
@@ -52,29 +52,39 @@ class ImageNetNormalize(nn.Module):
         return ((x + 1) / 2 - self.mean) / self.std
 
 
-def build_saliency_net(config: c.ResNetSaliencyNet | c.ConvSaliencyNet, load_weights: bool = True) -> SaliencyNet:
+def build_saliency_net(
+    config: c.ResNetSaliencyNet | c.ConvSaliencyNet, latents: int | None = None, load_weights: bool = True
+) -> SaliencyNet:
     """A classifier as configured; `load_weights=False` leaves the backbone random (a checkpoint follows).
+
+    It looks at pictures, or at latents of so many channels. A ResNet for latents has another stem, of one convolution
+    that keeps their size: the codec has done what the ResNet's own stem does, to make pictures four times smaller.
 
     Raises:
         UsageError: the backbone's weights are neither at `weights`, nor cached, nor to be downloaded.
     """
     match config:
         case c.ConvSaliencyNet():
-            return SaliencyNet(_conv_backbone(config.channels), config.channels[-1], config.latent_channels, 2, False)
+            backbone = _conv_backbone(latents or 3, config.channels)
+            return SaliencyNet(nn.Identity(), backbone, config.channels[-1], config.latent_channels, False)
         case c.ResNetSaliencyNet():
             resnet = getattr(torchvision().models, config.backbone)(weights=None)
-            channels = resnet.fc.in_features
+            width = resnet.fc.in_features
             wanted = config.weights is not None or config.pretrained
             if wanted and load_weights:
                 resnet.load_state_dict(_resnet_weights(config, resnet))
             resnet.fc = nn.Identity()
-            backbone = nn.Sequential(ImageNetNormalize(), resnet)
-            return SaliencyNet(backbone, channels, config.latent_channels, 2, wanted)
+            if latents is None:
+                backbone = nn.Sequential(ImageNetNormalize(), resnet)
+                return SaliencyNet(nn.Identity(), backbone, width, config.latent_channels, wanted)
+            stem = nn.Sequential(nn.Conv2d(latents, 64, 3, padding=1), GroupNorm32(64), nn.ReLU())
+            layers = resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4
+            backbone = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            return SaliencyNet(stem, backbone, width, config.latent_channels, wanted)
 
 
-def _conv_backbone(channels: list[int]) -> nn.Module:
+def _conv_backbone(c_in: int, channels: list[int]) -> nn.Module:
     layers: list[nn.Module] = []
-    c_in = 3
     for width in channels:
         layers += [nn.Conv2d(c_in, width, 3, stride=2, padding=1), GroupNorm32(width), nn.SiLU()]
         c_in = width

@@ -4,23 +4,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..runtime.errors import UsageError
 from . import checkpoint as ckpt
 from . import ranks
 from .augment import augment, lots
-from .coupling import Indices, batches, random_pairs
-from .domains import Crop, Domain
+from .codec import Codec, Identity, encode
+from .coupling import batches, random_pairs
+from .domains import Crop, Domain, Indices, hold_out
 from .loss import interpolate
 from .run import Interrupted, Run
 from .saliency import SaliencyNet, accuracy, build_saliency_net, require_features, soft_cross_entropy
 
 EVALUATE_EVERY = 50
-HELD_OUT = 256
-"""Pictures per domain that only judge, at most, and never more than a tenth of the domain."""
 
 
-def train_saliency(run: Run) -> SaliencyNet:
-    """Train the classifier to its held-out threshold, or take it from the checkpoint gone on from.
+def train_saliency(run: Run, codec: Codec) -> SaliencyNet:
+    """Train the classifier on what the codec makes of pictures, to its held-out threshold; or take it from the
+    checkpoint that holds it.
 
     A pretrained backbone stays frozen until `saliency_warmup_threshold`; then all is tuned at a tenth of the rate.
 
@@ -30,12 +29,12 @@ def train_saliency(run: Run) -> SaliencyNet:
         Interrupted: after saving.
     """
     config, resumed = run.config, run.resumed
-    finished = resumed and (resumed.phase == "velocity" or resumed.metrics.get("done"))
-    if resumed and finished and (net := resumed.saliency()):
-        return net.to(run.device)
+    if (source := run.finished("saliency")) and (done := source.saliency()):
+        return done.to(run.device)
+    resumed = resumed if resumed and resumed.phase == "saliency" else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
-        net = build_saliency_net(config.saliency_net, load_weights=not resumed)
+        net = build_saliency_net(config.saliency_net, config.codec.latents, load_weights=not resumed)
     net = net.to(run.device)
     optimizer = torch.optim.AdamW(net.parameters(), lr=config.saliency_learning_rate)
     step, reached = 0, 0.0
@@ -46,7 +45,9 @@ def train_saliency(run: Run) -> SaliencyNet:
         ckpt.restore_optimizer(optimizer, run.resumed_state)
         step, reached, frozen = resumed.step, resumed.metrics["accuracy"], bool(resumed.metrics["frozen"])
 
-    (learn0, judge0), (learn1, judge1) = (_hold_out(run, domain, place) for place, domain in enumerate(run.pictures))
+    (learn0, judge0), (learn1, judge1) = (
+        _hold_out(run, codec, domain, place) for place, domain in enumerate(run.pictures)
+    )
     draw = random_pairs(len(learn0), len(learn1), run.seed)
 
     def pair(k: int) -> tuple[int, int]:
@@ -55,14 +56,14 @@ def train_saliency(run: Run) -> SaliencyNet:
 
     def save(done: bool) -> None:
         metrics = {"accuracy": reached, "frozen": float(frozen), "done": float(done)}
-        run.save("saliency", step, _tensors(net), ckpt.optimizer_tensors(optimizer), metrics)
+        run.save("saliency", step, _tensors(codec, net), ckpt.optimizer_tensors(optimizer), metrics)
 
     size, bound = config.train_batch_size, config.saliency_max_steps
     for x0, x1 in batches(*run.pictures, pair, size, step, bound, run.seed, flip=False):
         _freeze(net, frozen)
         for group in optimizer.param_groups:
             group["lr"] = config.saliency_learning_rate * (0.1 if net.pretrained and not frozen else 1.0)
-        loss = _step(run, net, optimizer, x0, x1, step)
+        loss = _step(run, net, optimizer, codec, x0, x1, step)
         step += 1
         if step % EVALUATE_EVERY == 0 or step == bound:
             reached = ranks.once(lambda: accuracy(net, judge0, judge1))
@@ -88,16 +89,22 @@ def train_saliency(run: Run) -> SaliencyNet:
     return net
 
 
-def _step(run: Run, net: SaliencyNet, optimizer: torch.optim.Optimizer, x0: Tensor, x1: Tensor, step: int) -> Tensor:
+def _step(
+    run: Run, net: SaliencyNet, optimizer: torch.optim.Optimizer, codec: Codec, x0: Tensor, x1: Tensor, step: int
+) -> Tensor:
     """One update on both domains' pictures, augmented one by one; gradients summed over minibatches and ranks.
 
     x0, x1 [B, 3, H, W] are this rank's share of the batch; what is drawn is drawn for the whole batch.
     """
     config, rng, size = run.config, run.rng("saliency", step), run.config.train_batch_size
-    mine = ranks.share(size)
+    mine, augmentations = ranks.share(size), config.saliency_augmentations
     blend, a = torch.rand(2, size, 2, generator=rng)[:, mine].flatten(1)
     chances = lots(2 * size, rng)[2 * mine.start : 2 * mine.stop]
     x = torch.stack([x0, x1], dim=1).flatten(0, 1)  # in turn, so that each minibatch sees both domains alike
+    if not isinstance(codec, Identity):
+        # Before any blend: the lines on which the flow will ask for h run between latents, not between pictures.
+        x = encode(codec, augment(x, augmentations, chances).to(run.device), config.train_minibatch_size).cpu()
+        x0, x1, augmentations = x[0::2], x[1::2], []
     share = torch.tensor([0.0, 1.0]).repeat(len(x0))
     mixed = interpolate(x0.repeat_interleave(2, 0), x1.repeat_interleave(2, 0), a)
     blended = blend < config.saliency_blend_fraction
@@ -106,7 +113,7 @@ def _step(run: Run, net: SaliencyNet, optimizer: torch.optim.Optimizer, x0: Tens
     total = torch.zeros((), device=run.device)
     parts = -(-len(x) // config.train_minibatch_size)  # of even sizes: BatchNorm cannot learn from a remainder of one
     for part, target, chance in zip(*(z.tensor_split(parts) for z in (x, share, chances)), strict=True):
-        logits = net(augment(part, config.saliency_augmentations, chance))
+        logits = net(augment(part, augmentations, chance))
         loss = soft_cross_entropy(logits, target, config.saliency_label_smoothing) * (len(part) / (2 * size))
         loss.backward()
         total += loss.detach()
@@ -131,17 +138,17 @@ def _freeze(net: SaliencyNet, frozen: bool) -> None:
     net.backbone.requires_grad_(not frozen)
 
 
-def _hold_out(run: Run, domain: Domain, place: int) -> tuple[Indices, Tensor]:
-    """Indices to learn from, and centre crops [N, 3, size, size] of the others to judge by."""
-    if len(domain) < 2:
-        raise UsageError(
-            f"{domain.name}: {len(domain)} picture; the classifier needs at least 2 in each domain, one of them to "
-            f"judge it by. Add pictures, or train without it (--set saliency_loss_weight=0)"
-        )
-    order = np.random.default_rng([run.seed, 4, place]).permutation(len(domain))
-    n = min(HELD_OUT, max(1, len(domain) // 10))
-    return order[n:], run.tensor(np.stack([domain.crop(int(i), Crop()) for i in order[:n]]))
+def _hold_out(run: Run, codec: Codec, domain: Domain, place: int) -> tuple[Indices, Tensor]:
+    """Indices to learn from, and the encoded centre crops [N, C, H, W] of the others to judge by."""
+    needs = (
+        "the classifier needs at least 2 in each domain, one of them to judge it by. Add pictures, or train without it "
+        "(--set saliency_loss_weight=0)"
+    )
+    learn, judge = hold_out(domain, [run.seed, 4, place], needs)
+    pictures = run.tensor(np.stack([domain.crop(int(i), Crop()) for i in judge]))
+    return learn, encode(codec, pictures, run.config.train_minibatch_size)
 
 
-def _tensors(net: SaliencyNet) -> ckpt.Tensors:
-    return {f"saliency_net.{k}": v for k, v in net.state_dict().items()}
+def _tensors(codec: Codec, net: SaliencyNet) -> ckpt.Tensors:
+    nets = {"codec_ema": codec, "saliency_net": net}
+    return {f"{name}.{k}": v for name, n in nets.items() for k, v in n.state_dict().items()}

@@ -10,8 +10,8 @@ import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
 from ..runtime.pixels import Float, to_float
-from .coupling import Indices, Pair
-from .domains import WORKERS, Crop, Domain
+from .coupling import Pair
+from .domains import WORKERS, Crop, Domain, Indices
 from .noise import Noise
 
 OT_SIZE = 32

@@ -5,15 +5,15 @@ import math
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..runtime.euler import integrate
-from ..runtime.files import write_aside
 from ..runtime.pixels import Uint8, to_uint8
 from ..runtime.sheet import sheet
 from . import checkpoint as ckpt
 from . import ranks
+from .codec import Codec, decode, encode
+from .codec_config import VAEConfig
 from .config import RFPix2pixModel
 from .coupling import batches
 from .loss import Features, Scales, losses, measure_scales
@@ -24,8 +24,8 @@ from .saliency import SaliencyNet
 from .velocity_net import VelocityNet, build_velocity_net
 
 
-def train_velocity(run: Run, saliency: SaliencyNet | None) -> None:
-    """Train v on `train_images` pairs; the averaged weights are what is sampled and exported.
+def train_velocity(run: Run, codec: Codec, saliency: SaliencyNet | None) -> None:
+    """Train v on `train_images` pairs of what the codec makes of pictures; the averaged weights are exported.
 
     Raises:
         TrainingError: a loss is not finite.
@@ -38,6 +38,9 @@ def train_velocity(run: Run, saliency: SaliencyNet | None) -> None:
     ema = copy.deepcopy(v).requires_grad_(False).eval()
     optimizer = torch.optim.AdamW(v.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     step = 0
+    if part := run.parts.get("velocity"):
+        for net in (v, ema):
+            ckpt.adopt(net, part.part("velocity_ema"))
     if resumed and resumed.phase == "velocity":
         ckpt.adopt(v, resumed.part("velocity_net" if run.resumed_state else "velocity_ema"))
         ckpt.adopt(ema, resumed.part("velocity_ema"))
@@ -49,14 +52,18 @@ def train_velocity(run: Run, saliency: SaliencyNet | None) -> None:
         return
     pairs, size, h = couple(run, step), config.train_batch_size, saliency.features if saliency else None
     for x0, x1 in batches(run.domain0, run.domain1, pairs, size, step, config.steps, run.seed, config.horizontal_flip):
-        figures = velocity_step(run, v, h, optimizer, x0, x1, step)
+        x0, x1 = (x.to(run.device) for x in (x0, x1))
+        z0 = x0 if isinstance(run.domain0, Noise) else encode(codec, x0, config.train_minibatch_size)
+        z1 = encode(codec, x1, config.train_minibatch_size)
+        figures = velocity_step(run, v, h, optimizer, z0, z1, step)
         average(ema, v, config.ema_decay, step)
         step += 1
         run.log("velocity", step, config.steps, figures)
         if step % config.sample_every == 0 or step == config.steps:
-            write_samples(run, ema, step)
+            write_samples(run, codec, ema, step)
         if run.stop.is_set() or step % config.checkpoint_every == 0 or step == config.steps:
-            nets = {"velocity_net": v, "velocity_ema": ema} | ({"saliency_net": saliency} if saliency else {})
+            nets = {"codec_ema": codec, "velocity_net": v, "velocity_ema": ema}
+            nets |= {"saliency_net": saliency} if saliency else {}
             tensors = {f"{name}.{k}": w for name, net in nets.items() for k, w in net.state_dict().items()}
             run.save("velocity", step, tensors, ckpt.optimizer_tensors(optimizer), {})
         if run.stop.is_set() and step < config.steps:
@@ -66,7 +73,7 @@ def train_velocity(run: Run, saliency: SaliencyNet | None) -> None:
 def velocity_step(
     run: Run, v: VelocityNet, h: Features | None, optimizer: torch.optim.Optimizer, x0: Tensor, x1: Tensor, step: int
 ) -> dict[str, Tensor | float]:
-    """One update of v on coupled pictures x0, x1 [B, 3, H, W], this rank's share of the batch; returns what to log."""
+    """One update of v on coupled x0, x1 [B, C, H, W], pictures or latents, this rank's share; returns what to log."""
     config, size = run.config, run.config.train_batch_size
     x0, x1 = (x.to(run.device, memory_format=torch.channels_last) for x in (x0, x1))
     t = sample_t(config, size, run.rng("velocity", step))[ranks.share(size)].to(run.device)
@@ -97,7 +104,7 @@ def sample_t(config: RFPix2pixModel, n: int, rng: torch.Generator) -> Tensor:
     return torch.where(torch.rand(n, generator=rng) < config.timestep_uniform_fraction, uniform, normal)
 
 
-def learning_rate(config: RFPix2pixModel, step: int) -> float:
+def learning_rate(config: RFPix2pixModel | VAEConfig, step: int) -> float:
     """The rate of one step: a linear rise over `warmup_images`, then constant or a half cosine down to 1 %."""
     seen = (step + 1) * config.train_batch_size
     rise = min(1.0, seen / config.warmup_images) if config.warmup_images else 1.0
@@ -108,7 +115,7 @@ def learning_rate(config: RFPix2pixModel, step: int) -> float:
 
 
 @torch.no_grad()
-def average(ema: VelocityNet, v: VelocityNet, decay: float, step: int) -> None:
+def average(ema: nn.Module, v: nn.Module, decay: float, step: int) -> None:
     """ema ← ema + (1 − d)·(v − ema), with d rising to `decay` so that the first weights are soon forgotten."""
     d = min(decay, (1 + step) / (10 + step))
     torch._foreach_lerp_(list(ema.parameters()), list(v.parameters()), 1 - d)
@@ -116,24 +123,25 @@ def average(ema: VelocityNet, v: VelocityNet, decay: float, step: int) -> None:
 
 @torch.no_grad()
 def translate(v: VelocityNet, x: Tensor, steps: int, t0: float = 0.0, t1: float = 1.0) -> Tensor:
-    """Integrate the velocity net over pictures [B, 3, H, W] in [-1, 1] on the net's device."""
+    """Integrate the velocity net over x [B, C, H, W], pictures or latents, on the net's device."""
     return integrate(lambda x, t: v(x, torch.full((1,), t, device=x.device)), x, steps, t0, t1)
 
 
-def write_samples(run: Run, ema: VelocityNet, step: int) -> None:
+def write_samples(run: Run, codec: Codec, ema: VelocityNet, step: int) -> None:
     """samples/step-N.png by the averaged weights: input | output for the run's fixed pictures, or fixed noises' own."""
     if not ranks.first():
         return
     if isinstance(run.domain0, Noise):
-        x0 = torch.from_numpy(run.domain0.samples(run.config.sample_batch_size)).to(run.device)
-        grid = sheet(sample(run, ema, x0))
+        z0 = torch.from_numpy(run.domain0.samples(run.config.sample_batch_size)).to(run.device)
+        grid = sheet(sample(run, codec, ema, z0))
     else:
         pictures = run.samples(run.domain0)
-        grid = sheet(np.concatenate([pictures, sample(run, ema, run.tensor(pictures))], axis=2), columns=2)
-    with write_aside(run.folder / "samples" / f"step-{step:08d}.png") as partial:
-        Image.fromarray(grid).save(partial, format="PNG")
+        z0 = encode(codec, run.tensor(pictures), run.config.train_minibatch_size)
+        grid = sheet(np.concatenate([pictures, sample(run, codec, ema, z0)], axis=2), columns=2)
+    run.write_sheet(f"step-{step:08d}", grid)
 
 
-def sample(run: Run, ema: VelocityNet, x0: Tensor) -> Uint8:
-    """x0 [N, C, H, W] moved to domain 1: uint8 [N, H, W, 3]."""
-    return to_uint8(translate(ema, x0, run.config.num_inference_steps).cpu().numpy())
+def sample(run: Run, codec: Codec, ema: VelocityNet, z0: Tensor) -> Uint8:
+    """What the codec made of pictures, or noise [N, C, H, W], moved to domain 1: uint8 [N, H, W, 3]."""
+    z1 = translate(ema, z0, run.config.num_inference_steps)
+    return to_uint8(decode(codec, z1, run.config.train_minibatch_size).cpu().numpy())

@@ -12,7 +12,7 @@ import torch
 from rfp.cli.main import app
 from rfp.train import checkpoint as ckpt
 from rfp.train.reading import DEV
-from trainings import TINY, draw_domains
+from trainings import TINY, VAE_TINY, draw_domains
 from typer.testing import CliRunner
 
 QUICK = TINY | {"saliency_loss_weight": 0, "train_images": 10}  # 2 steps of phase 2
@@ -128,7 +128,16 @@ def test_a_damaged_checkpoint_is_named(work, keep):
     assert result.exit_code == 2 and f"{file.name}: not a readable safetensors file" in result.stderr
 
 
-@pytest.mark.parametrize("text", [None, "{", "{}", '{"domain0": 3, "domain1": [], "seed": 0}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        "{",
+        "{}",
+        '{"domain0": 3, "domain1": [], "seed": 0}',
+        '{"domain0": [], "domain1": [], "seed": 0, "parts": [3]}',
+    ],
+)
 def test_a_checkpoint_whose_run_json_is_lost_asks_for_the_domains(work, text):
     assert rfp(*ALL, "--run-id", "a").exit_code == 0
     path = work / "runs" / "a" / "run.json"
@@ -229,6 +238,38 @@ def test_skipped_files_are_listed(work):
     (work / "dark" / "bad [1].png").write_bytes(b"no")
     result = rfp(*ALL)
     assert result.exit_code == 0 and "skipped dark/bad [1].png: not a readable image" in result.stderr
+
+
+LATENT = ("--set", f"codec={json.dumps(VAE_TINY)}", "--set", "saliency_loss_weight=1")
+
+
+def test_only_runs_one_phase_and_the_rest_follows_in_the_same_run(work):
+    for phase in ("codec", "saliency", "velocity"):
+        result = rfp(*ALL, *LATENT, "--only", phase)
+        assert result.exit_code == 0 and newest(only_run(work)).phase == phase, result.stderr
+    assert rfp(*ALL, *LATENT, "--dry-run").stdout.count("trained already: ") == 2
+    result = rfp(*ALL, "--only", "saliency")
+    assert result.exit_code == 2 and "--only saliency: saliency_loss_weight is 0" in result.stderr
+
+
+def test_parts_of_other_runs_are_taken_and_the_same_command_goes_on(work):
+    assert rfp(*ALL, *LATENT, "--run-id", "a").exit_code == 0
+    for option in ("--codec-checkpoint", "--saliency-checkpoint", "--velocity-checkpoint"):
+        result = rfp(*ALL, *LATENT, option, "nowhere")
+        assert result.exit_code == 2 and "nowhere: no such run folder" in result.stderr
+        result = rfp("--checkpoint", "runs/a", option, "runs/a")
+        assert result.exit_code == 2 and "give one or the other" in result.stderr
+    taken = ("--codec-checkpoint", "runs/a", "--saliency-checkpoint", "runs/a", "--velocity-checkpoint", "runs/a")
+    result = rfp(*ALL, *LATENT, *taken, "--run-id", "b")
+    assert result.exit_code == 0 and "velocity 1/2" in result.stderr and "codec 1" not in result.stderr
+    for again in (taken, ()):  # and a command that goes on need not name them
+        assert "already trained" in rfp(*ALL, *LATENT, *again, "--run-id", "b").stderr
+    assert "already trained" in rfp("--checkpoint", "runs/b", "--device", "cpu").stderr
+    assert json.loads((work / "runs" / "b" / "run.json").read_text())["parts"].keys() == {
+        "codec",
+        "saliency",
+        "velocity",
+    }
 
 
 @pytest.mark.parametrize("package", ["torch", "torchvision", "pydantic", "safetensors", "scipy"])

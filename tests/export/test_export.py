@@ -179,7 +179,7 @@ def test_the_proof_covers_both_directions_two_shapes_and_batches(run, bundle):
     net = checkpoint.velocity()
     net.register_forward_hook(lambda module, inputs, out: calls.append((tuple(inputs[0].shape), inputs[1].item())))
     samples = tuple(to_float(checkpoint.part("samples")[f"domain{i}"].numpy()) for i in (0, 1))
-    prove(net, load_bundle(bundle), samples)
+    prove(net, checkpoint.codec(), load_bundle(bundle), samples)
     assert {shape for shape, _ in calls} == {(3, 3, 16, 16), (1, 3, 16, 16), (1, 3, 18, 16)}
     assert [t for _, t in calls[:2]] == [0.0, 0.5] and [t for _, t in calls[-2:]] == [1.0, 0.5]
     assert [x.shape[0] for x in cases(samples[0], 16)] == [3, 1, 1] and cases(samples[0], 16)[2].shape[2] == 32

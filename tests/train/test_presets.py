@@ -36,6 +36,8 @@ NETS = {
     "DiT": {"hidden_size": 24, "depth": 2},
     "ResNetSaliencyNet": {"backbone": "resnet18", "pretrained": False},  # tests have no network
     "ConvSaliencyNet": {},
+    "Identity": {},
+    "VAE": {"model_channels": 8, "train_batch_size": 2, "train_minibatch_size": 2, "train_images": 4},
 }
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from rfp.runtime import TrainingError, UsageError
 from rfp.train import saliency_phase
+from rfp.train.codec import Identity
 from rfp.train.net_config import ConvSaliencyNet, ResNetSaliencyNet
 from rfp.train.run import Job, open_run
 from rfp.train.saliency import (
@@ -162,7 +163,7 @@ def test_a_frozen_backbone_stays_until_the_warm_up_threshold_and_moves_after(beg
         saliency_max_steps=50,
         saliency_net={"type": "ResNetSaliencyNet", "backbone": "resnet18", "weights": str(tmp_path / "w.pth")},
     )
-    net = train_saliency(run)
+    net = train_saliency(run, Identity())
     head = {"latent", "classifier"}
     assert [moved for moved, _ in seen] == [head] * 4 + [head | {"backbone"}] * 4
     assert [rate for _, rate in seen] == [0.01] * 4 + [pytest.approx(0.001)] * 4
@@ -182,7 +183,7 @@ def test_a_resnet_from_scratch_learns_batch_statistics_from_uneven_minibatches(b
         saliency_accuracy_threshold=0,
         saliency_net={"type": "ResNetSaliencyNet", "backbone": "resnet18", "pretrained": False},
     )
-    net = train_saliency(run)
+    net = train_saliency(run, Identity())
     assert net.backbone[1].bn1.running_mean.abs().sum() > 0
 
 
@@ -197,9 +198,9 @@ def test_held_out_pictures_are_never_learned_from(begun, monkeypatch):
         return crop(self, index, crop_)
 
     monkeypatch.setattr(type(run.domain0), "crop", watch)
-    train_saliency(run)
+    train_saliency(run, Identity())
     for place, domain in enumerate((run.domain0, run.domain1)):
-        learn, judge = saliency_phase._hold_out(run, domain, place)
+        learn, judge = saliency_phase._hold_out(run, Identity(), domain, place)
         assert len(learn) + len(judge) == len(domain) and len(judge) == 1
         assert {i for name, i in drawn if name == domain.name} == {int(i) for i in learn}
 
@@ -212,7 +213,7 @@ def test_gradients_of_the_classifier_are_summed_over_minibatches(begun):
         torch.manual_seed(0)
         net = build_saliency_net(run.config.saliency_net).double()
         x = torch.rand(2, 5, 3, 16, 16, generator=torch.Generator().manual_seed(2)).double()
-        saliency_phase._step(run, net, torch.optim.SGD(net.parameters(), 0.1), x[0], x[1], 3)
+        saliency_phase._step(run, net, torch.optim.SGD(net.parameters(), 0.1), Identity(), x[0], x[1], 3)
         nets.append(torch.cat([p.detach().flatten() for p in net.parameters()]))
     torch.testing.assert_close(nets[1], nets[0], rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(nets[2], nets[0], rtol=1e-6, atol=1e-7)
@@ -222,4 +223,4 @@ def test_a_domain_of_one_picture_is_refused_with_the_way_out(tmp_path):
     folders = draw_domains(tmp_path, 1, 3)
     run = open_run(Job(tiny(), (folders[0],), (folders[1],), tmp_path / "run", device="cpu"), Listener())
     with pytest.raises(UsageError, match=r"dark: 1 picture.*saliency_loss_weight=0"):
-        train_saliency(run)
+        train_saliency(run, Identity())

@@ -1,0 +1,66 @@
+"""The codec of a bundle: pictures to what its flow moves, and back."""
+
+from typing import Protocol
+
+from .bundle import Bundle
+from .errors import BundleError
+from .network import Network
+from .pixels import Float
+
+
+class Codec(Protocol):
+    """Pictures float32 [B, 3, H, W] in [-1, 1] ↔ what the flow moves, float32 [B, channels, H/factor, W/factor]."""
+
+    channels: int
+    factor: int
+
+    def encode(self, x: Float) -> Float: ...
+
+    def decode(self, z: Float) -> Float: ...
+
+
+class Identity:
+    """No codec: the flow moves pixels."""
+
+    channels, factor = 3, 1
+
+    def encode(self, x: Float) -> Float:
+        return x
+
+    def decode(self, z: Float) -> Float:
+        return z
+
+
+class LatentCodec:
+    """The encoder and the decoder of a latent model."""
+
+    def __init__(self, bundle: Bundle, device: str = "auto") -> None:
+        """Raises as Velocity does."""
+        latent = bundle.manifest.latent
+        assert latent is not None
+        self.channels, self.factor = latent.channels, latent.factor
+        files = {graph.role: graph.file for graph in bundle.manifest.graphs}
+        path = {role: bundle.path.with_name(files.get(role, role)) for role in ("encoder", "decoder")}
+        self._encoder = Network(bundle.encoder, path["encoder"], device, {"x": 4}, {"z": 4}, "encoder")
+        self._decoder = Network(bundle.decoder, path["decoder"], device, {"z": 4}, {"x": 4}, "decoder")
+
+    def encode(self, x: Float) -> Float:
+        """Raises MediaError where the graph cannot take this size or memory runs out."""
+        b, _, h, w = x.shape
+        return _shaped(self._encoder(x), (b, self.channels, h // self.factor, w // self.factor), "encoder")
+
+    def decode(self, z: Float) -> Float:
+        """Raises as `encode` does."""
+        b, _, h, w = z.shape
+        return _shaped(self._decoder(z), (b, 3, h * self.factor, w * self.factor), "decoder")
+
+
+def open_codec(bundle: Bundle, device: str = "auto") -> Codec:
+    """The codec that the manifest tells of. Raises UsageError, BundleError."""
+    return Identity() if bundle.manifest.latent is None else LatentCodec(bundle, device)
+
+
+def _shaped(out: Float, wanted: tuple[int, ...], what: str) -> Float:
+    if out.shape != wanted:
+        raise BundleError(f"the {what} graph gives {out.shape}, and rfp.json says {wanted}; export it again")
+    return out

@@ -1,0 +1,150 @@
+"""One exported graph on a device, computed by ONNX Runtime."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import BundleError, MediaError, UsageError
+from .pixels import Float
+
+DEVICES = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+}
+
+
+def open_session(model: bytes, path: Path, threads: int = 0, provider: str = "CPUExecutionProvider") -> Any:
+    """An onnxruntime.InferenceSession over a serialised graph; `threads` 0 means one for each core.
+
+    The graph is passed as bytes: they are the bytes whose sha256 was checked, and ONNX Runtime then reads no other
+    file for it (external data, absolute or relative, is refused).
+
+    Raises:
+        BundleError: the graph is damaged, or needs external data or operators that are not there.
+        UsageError: the provider is there but does not start.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4  # what goes wrong is raised, and said once
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the codecs need the cores between calls
+    providers = [provider] if provider == DEVICES["cpu"] else [provider, DEVICES["cpu"]]
+    if provider == DEVICES["cuda"]:
+        ort.preload_dlls()  # CUDA's libraries may have come with pip
+    try:
+        session = ort.InferenceSession(model, options, providers=providers)
+    except Exception as e:  # ONNX Runtime's errors share no base below Exception
+        raise BundleError(f"{path}: ONNX Runtime cannot load this graph ({_first_line(e)}); export it again") from e
+    if provider not in session.get_providers():  # ONNX Runtime only logs it and goes on with the CPU
+        raise UsageError(
+            f"{provider} could not start (is its driver or library missing?); --device cpu works everywhere"
+        )
+    return session
+
+
+class Network:
+    """Batches through one graph: float32 [B, C, H, W] → float32 [B, C', H', W'].
+
+    On the CPU every image of a batch is a call of its own, so a result never depends on its batch. With as many images
+    as cores each core runs one call at one thread: 1.2 times as fast as one call on all threads, 1.7 times as fast as
+    one by one (64 px, 2 cores: benchmarks/RESULTS.md). With fewer images, one call has all threads.
+
+    Args:
+        model, path: the graph, and its file for messages.
+        takes, gives: names of the inputs and of the output with their number of axes; the first input is the batch, the
+            others are shared by it.
+        what: what the graph is, for messages.
+
+    Raises:
+        UsageError: a device that is not there.
+        BundleError: a graph that cannot be loaded, or takes and gives something else.
+    """
+
+    def __init__(
+        self, model: bytes, path: Path, device: str, takes: dict[str, int], gives: dict[str, int], what: str
+    ) -> None:
+        self._model, self._path, self._takes, self._what = model, path, takes, what
+        (self._gives,) = gives
+        self.device = choose_device(device)
+        self.cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        found = {"takes": self._wide.get_inputs(), "gives": self._wide.get_outputs()}
+        wanted = {"takes": _tensors(takes), "gives": _tensors(gives)}
+        if {side: {v.name: (v.type, len(v.shape)) for v in values} for side, values in found.items()} != wanted:
+            raise BundleError(
+                f"{path}: not {_a(what)} graph: it takes {_said(found['takes'])} and gives "
+                f"{_said(found['gives'])}; wanted {_axes(takes)} to {_axes(gives)}, all float32; export it again"
+            )
+
+    def __call__(self, x: Float, *shared: Float) -> Float:
+        """Raises MediaError where the graph cannot take this size or memory runs out."""
+        if self.device != "cpu":
+            return self._run(self._wide, x, *shared)
+        images = [x[i : i + 1] for i in range(len(x))]
+        if len(x) < self.cores or self.cores == 1:
+            return np.concatenate([self._run(self._wide, image, *shared) for image in images])
+        return np.concatenate(list(self._pool.map(lambda image: self._run(self._narrow, image, *shared), images)))
+
+    @cached_property
+    def _wide(self) -> Any:
+        return open_session(self._model, self._path, provider=DEVICES[self.device])
+
+    @cached_property
+    def _narrow(self) -> Any:
+        return open_session(self._model, self._path, threads=1)
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self.cores, self._what)
+
+    def _run(self, session: Any, *inputs: Float) -> Float:
+        try:
+            out: Float = session.run([self._gives], dict(zip(self._takes, inputs, strict=True)))[0]
+        except Exception as e:
+            size = f"{inputs[0].shape[3]}×{inputs[0].shape[2]}"
+            raise MediaError(f"the {self._what} graph failed at {size} ({_first_line(e)}); try a smaller --size") from e
+        return out
+
+
+def choose_device(device: str) -> str:
+    """`auto` → cuda where ONNX Runtime has it, else cpu; a device asked for by name is that or an error."""
+    import onnxruntime as ort
+
+    available: Sequence[str] = ort.get_available_providers()
+    if device == "auto":
+        return "cuda" if DEVICES["cuda"] in available else "cpu"
+    if device not in DEVICES:
+        raise UsageError(f"device {device!r} is not known; wanted auto, {', '.join(DEVICES)}")
+    if DEVICES[device] not in available:
+        install = {"cuda": "; install onnxruntime-gpu in place of onnxruntime", "coreml": "; it comes with macOS"}
+        raise UsageError(
+            f"device {device!r} is not in this ONNX Runtime ({', '.join(available)}){install.get(device, '')}"
+        )
+    return device
+
+
+def _tensors(axes: dict[str, int]) -> dict[str, tuple[str, int]]:
+    return {name: ("tensor(float)", n) for name, n in axes.items()}
+
+
+def _said(values: Sequence[Any]) -> str:
+    return ", ".join(f"{v.name} {v.type} of {len(v.shape)} axes" for v in values)
+
+
+def _axes(axes: dict[str, int]) -> str:
+    return " and ".join(f"{name} of {n} axes" if n > 1 else f"{name} of 1 axis" for name, n in axes.items())
+
+
+def _a(what: str) -> str:
+    return f"an {what}" if what[0] in "aeiou" else f"a {what}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
