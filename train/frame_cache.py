@@ -205,7 +205,10 @@ def _make_room(folder: Path, need: int, limit: int, tell: Callable[[str], None],
     Raises:
         UsageError: they would not fit even so; then none is dropped.
     """
-    stats = [(path, path.stat()) for path in [*folder.glob("*.rgb"), *folder.glob(".*.rgb")] if path.exists()]
+    stats: list[tuple[Path, os.stat_result]] = []
+    for path in folder.glob("*.rgb"):  # the hidden ones, which are being written, too
+        with suppress(FileNotFoundError):  # another process drops films too
+            stats.append((path, path.stat()))
     used = sum(stat.st_size for _, stat in stats)
     free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.is_dir())).free
     over, idle = max(used + need - limit, need - free), dict[Path, int]()

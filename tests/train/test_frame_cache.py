@@ -209,6 +209,18 @@ def test_room_is_made_by_what_is_idle_the_least_recently_used_first_and_never_by
     assert kept() == {"0", "1", "3"}
 
 
+def test_what_a_killed_process_left_counts_once_and_makes_room(tmp_path, cache):
+    one = 10 * 20 * 27 * 3
+    left = cache / "frames" / ".0123.partial.rgb"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(bytes(one))
+    videos = [write_video(tmp_path / f"{i}.mp4", range(0, 400, 40)) for i in range(2)]
+    open_domain([videos[0]], 16, cache=FrameCache(limit=2 * one))
+    assert left.exists()
+    open_domain([videos[1]], 16, cache=FrameCache(limit=2 * one))
+    assert not left.exists()
+
+
 def test_the_length_of_a_film_takes_no_memory(tmp_path):
     most = []
     for frames in (40, 400):

@@ -133,15 +133,16 @@ def test_the_same_content_is_kept_once_whatever_its_name(brightness, tmp_path):
         assert str(tmp_path / "in" / "z.zip::d.png") in rows(out)
 
 
-def test_running_again_does_nothing_and_new_pictures_are_added(brightness, tmp_path):
+def test_running_again_does_nothing_and_new_pictures_are_added(brightness, tmp_path, monkeypatch):
     for level in (30, 220):
         save(tmp_path / "in" / f"{level}.png", level)
     out = tmp_path / "out"
     split(brightness, [tmp_path / "in"], out)
     before = {p: c for p, (c, _) in tree(out).items()}
     times = {p: t for p, (_, t) in tree(out).items() if p.suffix == ".png"}
-    judged = replace(brightness, probabilities=None)  # nothing is judged again
-    report = split(judged, [tmp_path / "in"], out)
+    with monkeypatch.context() as patch:
+        patch.setattr("rfp.train.split.read_image", None)  # nothing is decoded or judged again
+        report = split(replace(brightness, probabilities=None), [tmp_path / "in"], out)
     assert report.skipped == 2 and {p: c for p, (c, _) in tree(out).items()} == before
     save(tmp_path / "in" / "10.png", 10)
     report = split(brightness, [tmp_path / "in"], out)
@@ -203,8 +204,9 @@ def test_every_frame_of_a_video_is_sorted_by_its_time_and_equal_ones_once(bright
 def test_max_size_reduces_larger_copies_only_and_names_them_by_their_source(brightness, tmp_path):
     small, large = save(tmp_path / "in" / "small.png", 220, (40, 30)), save(tmp_path / "in" / "large.JPG", 30, (41, 80))
     video = write_video(tmp_path / "in" / "v.mp4", [0])
-    out = tmp_path / "out"
-    split(brightness, [tmp_path / "in"], out, 0.5, max_size=40)
+    out, seen = tmp_path / "out", []
+    spy = replace(brightness, probabilities=lambda crops: seen.append(crops) or brightness.probabilities(crops))
+    split(spy, [tmp_path / "in"], out, 0.5, max_size=40)
     lines = rows(out)
     assert (out / lines[str(small)]["file"]).read_bytes() == small.read_bytes()
     row = lines[str(large)]
@@ -213,7 +215,9 @@ def test_max_size_reduces_larger_copies_only_and_names_them_by_their_source(brig
         assert image.size == (20, 40) and image.format == "JPEG" and row["copy_sha256"] == sha256(out / row["file"])
     with Image.open(out / lines[f"{video}@0.000s"]["file"]) as frame:
         assert frame.size == (40, 30)
-    assert not verify(brightness, out).problems
+    assert not verify(spy, out).problems
+    judged, verified = ({c.tobytes() for c in crops} for crops in seen)
+    assert judged == verified  # as it was written, also where JPEG changes it
     assert split(brightness, [tmp_path / "in"], out, 0.5, max_size=40).skipped == 3
 
 
