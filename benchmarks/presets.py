@@ -69,7 +69,7 @@ def measure(name: str, minibatch: int, steps: int) -> None:
                 Image.fromarray(picture).save(root / domain / f"{i}.png")
         torch.nn.Conv2d(3, 8, 3)(torch.zeros(1, 3, 8, 8)).sum().backward()  # the libraries are there before
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        inputs0 = (Path("random"),) if name == "generative" else (root / "0",)
+        inputs0 = "random" if name == "generative" else (root / "0",)
         train(Job(config, inputs0, (root / "1",), root / "run", device="cpu"), Silent())
         after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         lines = [json.loads(line) for line in (root / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -46,7 +46,7 @@ def test_the_wheel_holds_every_package_and_preset(wheel: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_base_install_translates_without_torch(wheel: Path, tmp_path: Path) -> None:
+def test_the_base_install_translates_and_generates_without_torch(wheel: Path, tmp_path: Path) -> None:
     venv.create(tmp_path / "venv", with_pip=True)
     python, rfp = tmp_path / "venv" / BIN / "python", tmp_path / "venv" / BIN / "rfp"
     installed = run(python, "-m", "pip", "install", "-q", wheel, cwd=tmp_path)
@@ -63,6 +63,10 @@ def test_the_base_install_translates_without_torch(wheel: Path, tmp_path: Path) 
     assert len(json.loads(done.stdout)["done"]) == 1
     with Image.open(tmp_path / "out.png") as image:
         assert image.size == (24, 16)
+
+    maker = write_bundle(tmp_path / "maker", identity(), generative=True)
+    made = run(rfp, "generate", maker, "-o", "made", "-n", "3", "--grid", cwd=tmp_path)
+    assert made.returncode == 0 and len(list((tmp_path / "made").iterdir())) == 4, made.stderr
 
     refused = run(rfp, "train", "-c", "small", "-d0", ".", "-d1", ".", cwd=tmp_path)
     assert refused.returncode == 2 and "pip install 'rfp[train]'" in refused.stderr
