@@ -84,11 +84,19 @@ class RFPix2pixModel(Strict):
     )
     structure_pairing: bool = Field(False, description="The same as `coupling` `structure`.")
     structure_candidates: Positive = Field(8, description="Nearest neighbours that a picture is paired with.")
-    structure_embedder: Literal["foreground", "thumbnail", "pixels"] = Field(
+    structure_embedder: Literal[
+        "foreground", "thumbnail", "pixels", "backbone", "dinov2_vits14", "dinov2_vitb14", "dinov2_vitl14"
+    ] = Field(
         "foreground",
         description="What alike means. `foreground`: something in the same places (distance to the picture's median "
         "colour, 8×8); `thumbnail`: the same layout of colours (8×8, less the mean); `pixels`: the very same colours "
-        "(16×16), for domains that share them.",
+        "(16×16), for domains that share them; `backbone`: the same things in the same places, to the pretrained "
+        "backbone of `saliency_net` (its last feature map, 4×4); `dinov2_*`: the same to DINOv2 (extra `dino`).",
+    )
+    structure_weights: str | None = Field(
+        None,
+        description="A file of DINOv2's weights, by torch.hub's or Hugging Face's key names, in place of those in "
+        "Hugging Face's cache or on its hub.",
     )
     log_every: Positive = Field(50, description="Steps between lines of metrics.jsonl.")
     sample_every: Positive = Field(1000, description="Steps between sample grids.")
@@ -128,6 +136,18 @@ class RFPix2pixModel(Strict):
             )
         if self.train_minibatch_size > self.train_batch_size:
             problems.append("train_minibatch_size is larger than train_batch_size")
+        net = self.saliency_net
+        pretrained = isinstance(net, ResNetSaliencyNet) and (net.pretrained or net.weights is not None)
+        if self.pairs_by == "structure" and self.structure_embedder == "backbone" and not pretrained:
+            problems.append(
+                "structure_embedder backbone needs a saliency_net with pretrained weights: a ResNetSaliencyNet with "
+                '"pretrained": true or "weights": PATH; or choose another structure_embedder'
+            )
+        if self.structure_weights is not None and not self.structure_embedder.startswith("dinov2_"):
+            problems.append(
+                f"structure_weights is for dinov2_*, not for structure_embedder {self.structure_embedder}"
+                + ("; give saliency_net.weights" if self.structure_embedder == "backbone" else "")
+            )
         if self.structure_pairing and self.coupling not in (None, "structure"):
             problems.append(f"coupling {self.coupling} contradicts structure_pairing true: leave out one of the two")
         if not self.flow_loss_weight and not self.saliency_loss_weight:

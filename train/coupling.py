@@ -10,7 +10,6 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..runtime.pixels import Float, Uint8, to_float
@@ -20,46 +19,6 @@ from .noise import Noise
 
 Pair = Callable[[int], tuple[int, int]]
 """The k-th pair of a training: indices into domain 0 and domain 1."""
-
-EMBED_SIZE = 64
-
-
-def foreground(x: Tensor) -> Tensor:
-    """Distance to the picture's own median colour, pooled 8×8: where something is, whatever its colours.
-
-    [B, 3, H, W] → unit vectors [B, 64].
-    """
-    median = x.flatten(2).median(dim=2).values[:, :, None, None]
-    distance = (x - median).square().sum(dim=1, keepdim=True).sqrt()
-    return F.normalize(F.adaptive_avg_pool2d(distance, 8).flatten(1), dim=1)
-
-
-def thumbnail(x: Tensor) -> Tensor:
-    """The picture at 8×8, less its mean: which colours are where. [B, 3, H, W] → unit vectors [B, 192]."""
-    small = F.adaptive_avg_pool2d(x, 8).flatten(1)
-    return F.normalize(small - small.mean(dim=1, keepdim=True), dim=1)
-
-
-def pixels(x: Tensor) -> Tensor:
-    """The picture at 16×16 as it is: the very same colours in the same places. [B, 3, H, W] → unit vectors [B, 768]."""
-    return F.normalize(F.adaptive_avg_pool2d(x, 16).flatten(1), dim=1)
-
-
-EMBEDDERS = {"foreground": foreground, "thumbnail": thumbnail, "pixels": pixels}
-
-
-def embed(domain: Domain, embedder: str, batch: int = 256) -> Tensor:
-    """Embeddings of all pictures of a domain, centre-cropped: unit vectors [N, D], in float32 on the CPU."""
-
-    def small(index: int) -> Uint8:
-        return Crop().apply(domain.read(index), EMBED_SIZE)
-
-    parts = []
-    with ThreadPoolExecutor(WORKERS) as pool:
-        for start in range(0, len(domain), batch):
-            images = np.stack(list(pool.map(small, range(start, min(start + batch, len(domain))))))
-            parts.append(EMBEDDERS[embedder](torch.from_numpy(to_float(images))))
-    return torch.cat(parts)
 
 
 def shuffled(n: int, *seed: int) -> Callable[[int], int]:

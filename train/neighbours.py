@@ -5,15 +5,26 @@ from torch import Tensor
 
 from .domains import Indices
 
-CHUNK = 2**25
-"""Similarities in memory at once."""
+ROWS, COLUMNS = 2048, 16384
+"""Vectors of either side that are compared at once."""
 
 
-def nearest(a: Tensor, b: Tensor, k: int) -> Indices:
+def nearest(a: Tensor, b: Tensor, k: int, device: torch.device | str = "cpu") -> Indices:
     """For each row of unit vectors a [N, D] its k nearest rows of b [M, D] by cosine: [N, k], nearest first.
 
     In chunks: never N×M in memory.
     """
     k = min(k, len(b))
-    rows = max(1, CHUNK // len(b))
-    return torch.cat([(chunk @ b.T).topk(k, dim=1).indices for chunk in a.split(rows)]).numpy()
+    found = []
+    for rows in a.split(ROWS):
+        x = rows.to(device, torch.float32)
+        best = x.new_full((len(x), 0), 0.0)
+        where = best.long()
+        for start in range(0, len(b), COLUMNS):
+            y = b[start : start + COLUMNS].to(device, torch.float32)
+            alike = torch.cat([best, x @ y.T], dim=1)
+            names = torch.arange(start, start + len(y), device=device).expand(len(x), -1)
+            best, order = alike.topk(min(k, alike.shape[1]), dim=1)
+            where = torch.cat([where, names], dim=1).gather(1, order)
+        found.append(where.cpu())
+    return torch.cat(found).numpy()

@@ -1,20 +1,28 @@
 """From a config's coupling to the pairs of a training, with a proof sheet of who is like whom."""
 
 import json
+import time
 
 import numpy as np
+from torch import Tensor
 
 from ..runtime.pixels import Uint8
 from . import ranks
-from .coupling import Pair, embed, noise_pairs, random_pairs, structure_pairs
+from .coupling import Pair, noise_pairs, random_pairs, structure_pairs
 from .domains import Crop, Domain, Indices
+from .embedders import build_embedder
+from .embedding import embed
+from .embedding_cache import EmbeddingCache
+from .frame_cache import cache_folder
 from .neighbours import nearest
 from .noise import Noise
-from .run import Run
+from .run import Interrupted, Run
 from .transport import transport_pairs
 
 SHEET_CANDIDATES = 8
 """Candidates shown beside a picture, at most."""
+SHOW_EVERY = 10.0
+"""Seconds between plain lines about embedding."""
 
 
 def couple(run: Run, step: int) -> Pair:
@@ -34,6 +42,7 @@ def couple(run: Run, step: int) -> Pair:
 
 
 def _by_structure(run: Run, step: int) -> Pair:
+    """Raises UsageError where the embedder's weights are missing, and Interrupted between batches of embedding."""
     near1, near0 = ranks.once(lambda: _neighbours(run))
     pairs = structure_pairs(near1, near0, run.seed)
     if ranks.first():
@@ -44,12 +53,36 @@ def _by_structure(run: Run, step: int) -> Pair:
 
 
 def _neighbours(run: Run) -> tuple[Indices, Indices]:
-    config, (domain0, domain1) = run.config, run.pictures
-    run.report.note(
-        f"structure pairing: embedding {len(domain0)} + {len(domain1)} pictures ({config.structure_embedder})"
-    )
-    e0, e1 = embed(domain0, config.structure_embedder), embed(domain1, config.structure_embedder)
-    return nearest(e0, e1, config.structure_candidates), nearest(e1, e0, config.structure_candidates)
+    k, name = run.config.structure_candidates, run.config.structure_embedder
+    e0, e1 = embeddings(run)
+    start = time.monotonic()
+    near1, near0 = (nearest(a, b, k, run.device) for a, b in ((e0, e1), (e1, e0)))
+    run.report.note(f"structure pairing: {k} nearest by {name}, found in {time.monotonic() - start:.1f} s")
+    return near1, near0
+
+
+def embeddings(run: Run) -> tuple[Tensor, Tensor]:
+    """Both domains' pictures as unit vectors [N, D]; what the cache has is not computed."""
+    cache = EmbeddingCache(cache_folder(), run.report.note)
+    shown = time.monotonic()
+
+    def embedded(domain: Domain) -> Tensor:
+        def progress(done: int, count: int, rate: float) -> None:
+            nonlocal shown
+            due = done == count or time.monotonic() - shown > SHOW_EVERY
+            shown = time.monotonic() if due else shown
+            run.report.step(f"embedding {domain.name}", done, count, {"images_per_second": rate} if due else {})
+            if run.asked.is_set():
+                raise Interrupted
+
+        return embed(domain, embedder, cache, run.device, progress)
+
+    try:
+        embedder = build_embedder(run.config, run.device, cache.md5)
+        domain0, domain1 = run.pictures
+        return embedded(domain0), embedded(domain1)
+    finally:
+        cache.close()
 
 
 def ever_drawn(pairs: Pair, count: int, n0: int, n1: int) -> tuple[float, float]:

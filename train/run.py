@@ -27,6 +27,7 @@ from . import ranks
 from .codec_config import VAEConfig
 from .config import RFPix2pixModel, to_json
 from .domains import Crop, Domain, open_domain
+from .embedders import find_weights
 from .frame_cache import GIGABYTE, FrameCache
 from .noise import RANDOM, Noise, noise_domain
 from .parts import Parts, finished, option, take_parts
@@ -371,6 +372,8 @@ def train(job: Job, report: Reporter) -> Path:
 
     job = with_recorded_parts(job)
     run = open_run(job, report if ranks.first() else Silence())
+    if run.config.pairs_by == "structure":
+        find_weights(run.config)
     if ranks.first():
         run.folder.mkdir(parents=True, exist_ok=True)
         write_json(run.folder / "config.json", to_json(run.config))

@@ -6,11 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from rfp.train import neighbours
 from rfp.train.coupling import (
-    EMBEDDERS,
     batches,
-    embed,
     random_pairs,
     shuffled,
     structure_pairs,
@@ -27,15 +24,6 @@ def domains(tmp_path):
 
 def unit(n, d, seed):
     return F.normalize(torch.randn(n, d, generator=torch.Generator().manual_seed(seed)), dim=1)
-
-
-@pytest.mark.parametrize("chunk", [1, 20, 200, 2**25])
-@pytest.mark.parametrize("k", [1, 4, 99])
-def test_nearest_is_brute_force_whatever_the_chunks(monkeypatch, chunk, k):
-    monkeypatch.setattr(neighbours, "CHUNK", chunk)
-    a, b = unit(13, 5, 0), unit(17, 5, 1)
-    wanted = np.argsort(-(a.double() @ b.double().T).numpy(), axis=1)[:, :k]
-    assert (nearest(a, b, k) == wanted).all()
 
 
 def test_a_shuffle_is_a_permutation_each_epoch_and_a_function_of_seed_and_k():
@@ -81,38 +69,6 @@ def test_structure_pairs_are_neighbours_and_leave_no_picture_out():
     assert sorted(i for i, _ in drawn[0:10:2]) == list(range(5))
     assert sorted(j for _, j in drawn[1:18:2]) == list(range(9))
     assert [structure_pairs(near1, near0, 0)(k) for k in (77, 3)] == [drawn[77], drawn[3]]
-
-
-@pytest.mark.parametrize("name", EMBEDDERS)
-def test_embeddings_are_unit_vectors_in_the_order_of_the_pictures(domains, name, monkeypatch):
-    whole = embed(domains[0], name)
-    torch.testing.assert_close(whole.norm(dim=1), torch.ones(len(domains[0])))
-    torch.testing.assert_close(embed(domains[0], name, batch=2), whole)
-    assert (nearest(whole, whole, 1)[:, 0] == np.arange(len(whole))).all()
-
-
-def disc(place, colour, ground, tmp_path, name):
-    y, x = np.mgrid[:64, :64]
-    inside = (y - place[0]) ** 2 + (x - place[1]) ** 2 < 144
-    pixels = np.where(inside[..., None], colour, ground).astype(np.uint8)
-    (tmp_path / name).parent.mkdir(exist_ok=True)
-    Image.fromarray(pixels).save(tmp_path / name)
-
-
-def test_foreground_finds_the_same_shape_in_other_colours_and_thumbnail_the_same_colours(tmp_path):
-    places = [(16, 16), (16, 48), (48, 16), (48, 48)]
-    for i, place in enumerate(places):
-        disc(place, (200, 30, 30), (240, 240, 240), tmp_path, f"a/{i}.png")
-        disc(place, (90, 250, 250), (20, 20, 60), tmp_path, f"b/{3 - i}.png")
-        disc(place, (220, 60, 40), (230, 250, 250), tmp_path, f"c/{3 - i}.png")
-    a, b, c = (open_domain([tmp_path / n], 16) for n in "abc")
-    assert nearest(embed(a, "foreground"), embed(b, "foreground"), 1)[:, 0].tolist() == [3, 2, 1, 0]
-    assert nearest(embed(a, "thumbnail"), embed(c, "thumbnail"), 1)[:, 0].tolist() == [3, 2, 1, 0]
-
-
-def test_a_flat_picture_has_an_embedding_too():
-    for embedder in EMBEDDERS.values():
-        assert embedder(torch.full((1, 3, 64, 64), 0.5)).isfinite().all()
 
 
 def test_both_pictures_of_a_pair_get_the_same_crop_and_mirroring(tmp_path):

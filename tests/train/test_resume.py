@@ -217,15 +217,6 @@ def test_only_the_newest_checkpoints_of_a_phase_are_kept(work, tmp_path):
     assert_same(tmp_path / "run", work / "whole")
 
 
-def test_an_interruption_while_pictures_are_embedded_saves_after_one_step(work, tmp_path):
-    listener = Listener()
-    listener.note = lambda text: signal.raise_signal(signal.SIGINT) if "embedding" in text else None
-    config = tiny(**STRUCTURE, saliency_loss_weight=0)
-    with pytest.raises(Interrupted):
-        train(Job(config, (work / "dark",), (work / "bright",), tmp_path / "run", device="cpu"), listener)
-    assert ckpt.load(ckpt.find(tmp_path / "run")).step == 1
-
-
 def test_one_picture_a_domain_is_enough_without_a_classifier(tmp_path):
     draw_domains(tmp_path, 1, 1)
     for pairing in (False, True):
