@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from rfp.runtime.pixels import Uint8
 from rfp.train.config import RFPix2pixModel
-from rfp.train.coupling import Indices, random_pairs
-from rfp.train.domains import Crop, Domain, open_domain
+from rfp.train.coupling import random_pairs
+from rfp.train.domains import Crop, Domain, Indices, open_domain
 from rfp.train.embedders import Embedder, build_embedder, learned
 from rfp.train.embedding import embed
 from rfp.train.embedding_cache import EmbeddingCache

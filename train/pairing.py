@@ -14,7 +14,7 @@ from .embedders import build_embedder
 from .embedding import embed
 from .embedding_cache import EmbeddingCache
 from .frame_cache import cache_folder
-from .neighbours import nearest
+from .neighbours import nearest, require_index
 from .noise import Noise
 from .run import Interrupted, Run
 from .transport import transport_pairs
@@ -54,6 +54,7 @@ def _by_structure(run: Run, step: int) -> Pair:
 
 def _neighbours(run: Run) -> tuple[Indices, Indices]:
     k, name = run.config.structure_candidates, run.config.structure_embedder
+    require_index(max(len(domain) for domain in run.pictures))  # before hours of embedding
     e0, e1 = embeddings(run)
     start = time.monotonic()
     near1, near0 = (nearest(a, b, k, run.device) for a, b in ((e0, e1), (e1, e0)))

@@ -1,9 +1,13 @@
+import re
+import sys
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from rfp.runtime import UsageError
 from rfp.train import neighbours
-from rfp.train.neighbours import nearest
+from rfp.train.neighbours import nearest, require_index
 
 
 def unit(n, d, seed):
@@ -18,3 +22,49 @@ def test_nearest_is_brute_force_whatever_the_chunks(monkeypatch, rows, columns, 
     a, b = unit(13, 5, 0).half(), unit(17, 5, 1).half()
     wanted = np.argsort(-(a.double() @ b.double().T).numpy(), axis=1)[:, :k]
     assert (nearest(a, b, k) == wanted).all()
+
+
+def groups(n, seed, of=40, d=64):
+    """Unit vectors in float16 around `of` centres, as pictures of so many kinds."""
+    centres = unit(of, d, 9)
+    return F.normalize(centres[torch.arange(n) % of] + 0.7 * unit(n, d, seed), dim=1).half()
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """The index is taken from one picture on, and looks into few of its cells."""
+    monkeypatch.setattr(neighbours, "EXACT_UP_TO", 0)
+    monkeypatch.setattr(neighbours, "PROBES", 4)
+
+
+def test_the_index_finds_nearly_what_comparing_all_with_all_does(few, monkeypatch):
+    a, b = groups(1500, 1), groups(4000, 2)
+    found = nearest(a, b, 8)
+    monkeypatch.setattr(neighbours, "EXACT_UP_TO", 10**9)
+    truth = nearest(a, b, 8)
+    assert found.shape == truth.shape == (1500, 8) and found.dtype == truth.dtype
+    assert not (found == truth).all()  # it did not compare all with all
+    recall = np.mean([len(set(f) & set(t)) / 8 for f, t in zip(found, truth, strict=True)])
+    assert recall > 0.95
+    alike = [(a.float()[:, None] * b.float()[torch.from_numpy(i)]).sum(dim=2) for i in (found, truth)]
+    assert (alike[0].diff(dim=1) <= 1e-3).all()  # nearest first
+    assert (alike[1] - alike[0]).mean() < 0.005
+
+
+def test_the_index_is_the_same_each_time_it_is_built(few):
+    a, b = groups(300, 1), groups(3000, 2)
+    assert (nearest(a, b, 8) == nearest(a, b, 8)).all()
+
+
+@pytest.mark.parametrize("n", [1, 3, 90])
+def test_the_index_of_few_or_equal_vectors_still_gives_all_candidates(few, n):
+    for b in (groups(n, 2), groups(1, 2).expand(n, -1), torch.zeros(n, 64).half()):
+        found = nearest(groups(50, 1), b, 8)
+        assert found.shape == (50, min(n, 8)) and found.min() >= 0 and all(len(set(row)) == min(n, 8) for row in found)
+
+
+def test_a_missing_index_is_said_before_it_is_needed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    require_index(200_000)
+    with pytest.raises(UsageError, match=re.escape("200,001 pictures needs faiss-cpu: pip install 'rfp[ann]'")):
+        require_index(200_001)
