@@ -25,6 +25,7 @@ from ..runtime.media import MAX_MEMBER_BYTES, Media, discover, read_image
 from ..runtime.pipeline import ahead, parallel
 from ..runtime.pixels import Uint8, to_float
 from . import checkpoint as ckpt
+from .codec import encode
 from .domains import WORKERS, Crop, reduced
 from .run import pick_device
 from .sorted_folder import FOLDERS, Row, Sorted, open_folder
@@ -89,7 +90,7 @@ class Report:
 
 
 def load_classifier(path: Path, device: str = "auto") -> Classifier:
-    """The classifier of a run or checkpoint, of either phase.
+    """The classifier of a run or checkpoint, of either of the last two phases; of latents behind its codec.
 
     Raises:
         UsageError, CheckpointError: not there, damaged, or trained without a classifier.
@@ -97,19 +98,22 @@ def load_classifier(path: Path, device: str = "auto") -> Classifier:
     found = ckpt.find(path)
     checkpoint = ckpt.load(found)
     if (net := checkpoint.saliency()) is None:
+        why = "it is of the codec phase" if checkpoint.phase == "codec" else "saliency_loss_weight is 0 in its training"
         raise CheckpointError(
-            f"{found}: holds no classifier, since saliency_loss_weight is 0 in its training; train one on pictures "
-            "of both domains: rfp train … --set saliency_loss_weight=0.1"
+            f"{found}: holds no classifier ({why}); train one on pictures of both domains: "
+            "rfp train … --only saliency --set saliency_loss_weight=0.1"
         )
     where = pick_device(device)
-    net = net.to(where)
+    net, codec = net.to(where), checkpoint.codec().to(where)
     identity = hashlib.sha256(str(checkpoint.config.max_size).encode())
-    for name, tensor in sorted(checkpoint.part("saliency_net").items()):
-        identity.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    for part in ("saliency_net", "codec_ema"):
+        for name, tensor in sorted(checkpoint.part(part).items()):
+            identity.update(name.encode() + tensor.contiguous().numpy().tobytes())
 
     @torch.no_grad()
     def probabilities(crops: Uint8) -> list[float]:
-        logits: torch.Tensor = net(torch.from_numpy(to_float(crops)).to(where))
+        z = encode(codec, torch.from_numpy(to_float(crops)).to(where), checkpoint.config.train_minibatch_size)
+        logits: torch.Tensor = net(z)
         return [float(p) for p in logits.double().softmax(dim=1)[:, 1]]
 
     taught = 1 - checkpoint.config.saliency_label_smoothing / 2

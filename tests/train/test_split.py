@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from films import counted, write_video
 from PIL import Image
 from rfp.runtime import CheckpointError, UsageError
@@ -21,7 +22,7 @@ from rfp.train import checkpoint as ckpt
 from rfp.train.domains import Crop, open_domain
 from rfp.train.split import Classifier, Failure, load_classifier, split
 from rfp.train.split_verify import verify
-from trainings import finish, job, noisy
+from trainings import VAE_TINY, finish, job, noisy
 
 CERTAIN = {"saliency_max_steps": 30, "saliency_accuracy_threshold": 1, "saliency_label_smoothing": 0.0}
 
@@ -101,7 +102,7 @@ def test_pictures_are_judged_as_in_training(run, classifier, tmp_path):
     assert (seen[0] == open_domain([tmp_path / "in"], 16).crop(0, Crop())).all()
     net = ckpt.load(ckpt.find(run)).saliency()
     (row,) = rows(tmp_path / "out").values()
-    wanted = net(ckpt.torch.from_numpy(seen[0].transpose(2, 0, 1)[None] / np.float32(127.5) - 1)).softmax(1)[0, 1]
+    wanted = net(torch.from_numpy(seen[0].transpose(2, 0, 1)[None] / np.float32(127.5) - 1)).softmax(1)[0, 1]
     assert abs(float(row["probability"]) - float(wanted)) < 1e-4
 
 
@@ -342,6 +343,24 @@ def test_a_checkpoint_without_a_classifier_says_what_to_do(run, tmp_path):
     finish(job(tmp_path, train_images=5, saliency_loss_weight=0))
     with pytest.raises(CheckpointError, match=r"holds no classifier.*saliency_loss_weight=0\.1"):
         load_classifier(tmp_path / "run")
+
+
+def test_a_classifier_of_latents_sees_latents(run, tmp_path):
+    shutil.copytree(run.parent / "dark", tmp_path / "dark")
+    shutil.copytree(run.parent / "bright", tmp_path / "bright")
+    finish(job(tmp_path, train_images=5, codec=VAE_TINY, **CERTAIN))
+    loaded = ckpt.load(ckpt.find(tmp_path / "run"))
+    crop = open_domain([tmp_path / "dark"], 16).crop(0, Crop())
+    x = torch.from_numpy(crop.transpose(2, 0, 1)[None] / np.float32(127.5) - 1)
+    wanted = loaded.saliency()(loaded.codec().encode(x)).softmax(1)[0, 1]
+    classifier = load_classifier(tmp_path / "run", "cpu")
+    assert abs(classifier.probabilities(crop[None])[0] - float(wanted)) < 1e-5
+    (codec, *_), identity = ckpt.checkpoints(tmp_path / "run"), classifier.identity
+    with pytest.raises(CheckpointError, match=r"holds no classifier .it is of the codec phase"):
+        load_classifier(codec)
+    tensors = loaded.tensors | {"codec_ema.mean": loaded.tensors["codec_ema.mean"] + 1}
+    ckpt.save(tmp_path / "other.safetensors", replace(loaded, tensors=tensors), {})
+    assert load_classifier(tmp_path / "other.safetensors", "cpu").identity != identity
 
 
 @pytest.mark.parametrize("half_line", [False, True])
