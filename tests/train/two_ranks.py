@@ -14,9 +14,10 @@ from rfp.train import ranks, saliency_phase
 from rfp.train.run import Interrupted, train
 from rfp.train.saliency import SaliencyNet
 from torch import nn
-from trainings import Listener, finish, job
+from trainings import VAE_TINY, Listener, finish, job
 
 UNEVEN = {"train_batch_size": 5, "structure_pairing": True}
+LATENT = {"train_batch_size": 6, "codec": VAE_TINY | {"augmentations": ["color_jitter", "hflip"]}}
 BATCH_NORM = {
     "saliency_max_steps": 2,
     "saliency_accuracy_threshold": 0,
@@ -25,7 +26,7 @@ BATCH_NORM = {
 }
 
 
-def normalized_by_batch(config: object, load_weights: bool = True) -> SaliencyNet:
+def normalized_by_batch(config: object, latents: int | None, load_weights: bool = True) -> SaliencyNet:
     """A classifier that learns the statistics of its minibatches, as a ResNet without pretrained weights does."""
     layers = (
         nn.Conv2d(3, 8, 3, stride=2, bias=False),
@@ -34,7 +35,7 @@ def normalized_by_batch(config: object, load_weights: bool = True) -> SaliencyNe
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
     )
-    return SaliencyNet(nn.Sequential(*layers), 8, 8, 2, pretrained=False)
+    return SaliencyNet(nn.Identity(), nn.Sequential(*layers), 8, 8, pretrained=False)
 
 
 def finish_batch_norm(work: Path) -> None:
@@ -50,6 +51,7 @@ def main(work: Path) -> dict[str, object]:
     listener = finish(job(work, "even", train_batch_size=6))
     seen["reported"] = len(listener.steps) + len(listener.notes)
     finish(job(work, "uneven", **UNEVEN))
+    finish(job(work, "latent", **LATENT))
     finish_batch_norm(work)
 
     def press(name: str, step: int) -> None:
