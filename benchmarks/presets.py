@@ -73,7 +73,7 @@ def measure(name: str, minibatch: int, steps: int) -> None:
         train(Job(config, inputs0, (root / "1",), root / "run", device="cpu"), Silent())
         after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         lines = [json.loads(line) for line in (root / "run" / "metrics.jsonl").read_text().splitlines()]
-    rates = [line["images_per_second"] for line in lines if line["phase"] == "velocity"][1:]
+    rates = [line["images_per_second"] for line in lines if "images_per_second" in line and line["phase"] == "velocity"]
     print(json.dumps({"rate": statistics.median(rates), "bytes": 1024 * (after - before)}))
 
 
