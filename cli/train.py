@@ -5,6 +5,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -62,6 +63,9 @@ def train(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. velocity_net.model_channels=64; repeatable.")
     ] = None,
+    log: Annotated[
+        str, typer.Option(help="Loggers besides metrics.jsonl: tensorboard, wandb, or both with a comma.")
+    ] = "",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Resolve everything, print the plan, train nothing.")
     ] = False,
@@ -78,7 +82,7 @@ def train(
             given = {"codec": codec_checkpoint, "saliency": saliency_checkpoint, "velocity": velocity_checkpoint}
             parts = {phase: path.expanduser() for phase, path in given.items() if path is not None}
             job = resolve(config, domain0, domain1, checkpoint, run_id, runs, dev, device, seed, overrides, only, parts)
-            lines = _train(job, dry_run)
+            lines = _train(replace(job, log=tuple(filter(None, log.split(",")))), dry_run)
     except ranks.AnotherRankFailed as e:
         raise typer.Exit(e.exit_code) from None
     for line in lines:

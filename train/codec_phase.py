@@ -51,7 +51,9 @@ def train_codec(run: Run) -> Codec:
         net = VAE(config)
     net.to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     ema = copy.deepcopy(net).requires_grad_(False).eval()
-    optimizer = torch.optim.AdamW(net.parameters(), lr=config.learning_rate, weight_decay=run.config.weight_decay)
+    optimizer = torch.optim.AdamW(
+        net.parameters(), lr=config.learning_rate, weight_decay=run.config.weight_decay, fused=run.config.fused_adamw
+    )
     step, reached = 0, 0.0
     if resumed:
         ckpt.adopt(net, resumed.part("codec_net" if run.resumed_state else "codec_ema"))
@@ -167,4 +169,4 @@ def write_samples(run: Run, codec: VAE, step: int) -> None:
         return
     pictures = np.concatenate([run.samples(d) for d in (run.domain0, run.domain1) if isinstance(d, Domain)])
     pairs = np.concatenate([pictures, reconstruct(run, codec, pictures)], axis=2)
-    run.write_sheet(f"codec-{step:08d}", sheet(pairs, columns=2))
+    run.show("codec", step, "codec", sheet(pairs, columns=2))

@@ -98,6 +98,15 @@ class RFPix2pixModel(Strict):
         description="A file of DINOv2's weights, by torch.hub's or Hugging Face's key names, in place of those in "
         "Hugging Face's cache or on its hub.",
     )
+    mixed_precision: Literal["no", "bf16"] = Field(
+        "no", description="`bf16` runs the velocity net under autocast; the saliency loss stays in float32."
+    )
+    channels_last: bool = Field(True, description="Keep the velocity net's pictures and weights in NHWC order.")
+    compile: bool = Field(
+        False,
+        description="Run the velocity net through `torch.compile`; it starts late, and needs a C++ compiler.",
+    )
+    fused_adamw: bool = Field(True, description="Update all weights in one kernel.")
     log_every: Positive = Field(50, description="Steps between lines of metrics.jsonl.")
     sample_every: Positive = Field(1000, description="Steps between sample grids.")
     checkpoint_every: Positive = Field(1000, description="Steps between checkpoints.")

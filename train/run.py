@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -29,6 +29,7 @@ from .config import RFPix2pixModel, to_json
 from .domains import Crop, Domain, open_domain
 from .embedders import find_weights
 from .frame_cache import GIGABYTE, FrameCache
+from .logs import Log, check_loggers, open_logs
 from .noise import RANDOM, Noise, noise_domain
 from .parts import Parts, finished, option, take_parts
 from .reading import parse_json, validate
@@ -43,6 +44,9 @@ FREE_TO_CHANGE = frozenset(
         "cache_megabytes",
         "frame_cache_gigabytes",
         "num_inference_steps",
+        "channels_last",
+        "compile",
+        "fused_adamw",
     }
 )
 """Config keys that may differ when a run is gone on with."""
@@ -90,6 +94,8 @@ class Job:
     """The one phase to run."""
     parts: Mapping[str, Path] = field(default_factory=dict)
     """By phase, another run or checkpoint to take its codec, classifier or first velocity from."""
+    log: tuple[str, ...] = ()
+    """Loggers besides metrics.jsonl: `tensorboard`, `wandb`."""
 
 
 @dataclass
@@ -109,6 +115,7 @@ class Run:
     resumed: ckpt.Checkpoint | None = None
     resumed_state: ckpt.Tensors = field(default_factory=dict)
     parts: Parts = field(default_factory=dict)
+    logs: list[Log] = field(default_factory=list)
     asked: threading.Event = field(default_factory=threading.Event)
     stop: threading.Event = field(default_factory=threading.Event)
     _clock: tuple[str, float, int] = ("", 0.0, 0)
@@ -163,7 +170,15 @@ class Run:
             line = json.dumps({"phase": phase, "step": step, **values})
             with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as f:
                 f.write(line + "\n")
+        for log in self.logs:
+            log.figures(phase, step, values)
         return values
+
+    def show(self, phase: str, step: int, name: str, grid: Uint8) -> None:
+        """Write a sample grid, uint8 [H, W, 3], to samples/NAME-STEP.png and to the loggers."""
+        self.write_sheet(f"{name}-{step:08d}", grid)
+        for log in self.logs:
+            log.picture(phase, step, "samples", grid)
 
     def save(
         self, phase: str, step: int, tensors: ckpt.Tensors, state: ckpt.Tensors, metrics: dict[str, float]
@@ -199,7 +214,12 @@ class Run:
 
     def tensor(self, images: Uint8) -> Tensor:
         """uint8 [B, H, W, 3] → float [B, 3, H, W] in [-1, 1] on the device."""
-        return torch.from_numpy(to_float(images)).to(self.device, memory_format=torch.channels_last)
+        return torch.from_numpy(to_float(images)).to(self.device, memory_format=self.memory_format)
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Of the velocity net and its pictures."""
+        return torch.channels_last if self.config.channels_last else torch.contiguous_format
 
 
 def pick_device(name: str) -> torch.device:
@@ -257,6 +277,9 @@ def open_run(job: Job, report: Reporter, dry_run: bool = False) -> Run:
     ranks.fits(job.config.train_batch_size)
     if isinstance(job.config.codec, VAEConfig):
         ranks.fits(job.config.codec.train_batch_size // 2)
+    check_loggers(job.log)
+    if job.config.mixed_precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
+        raise UsageError("mixed_precision bf16: this GPU does not compute in it; --set mixed_precision=no")
     start = next(iter(ckpt.checkpoints(job.folder)[::-1]), job.start)
     resumed = ckpt.load(start) if start else None
     state = ckpt.load_state(start) if start and ckpt.state_path(start).is_file() else {}
@@ -379,7 +402,10 @@ def train(job: Job, report: Reporter) -> Path:
         write_json(run.folder / "config.json", to_json(run.config))
         write_json(run.folder / "run.json", describe(job))
         _forget_metrics_after(run)
-    with _signals(run.asked):
+        run.logs = open_logs(job.log, run.folder, to_json(run.config), _last(run))
+    with _signals(run.asked), ExitStack() as ending:
+        for log in run.logs:
+            ending.callback(log.close)
         if job.only and job.only != "velocity" and run.finished(job.only):
             run.report.note(f"already trained: the {job.only} phase")
         codec = train_codec(run)
@@ -388,6 +414,11 @@ def train(job: Job, report: Reporter) -> Path:
             if job.only != "saliency":
                 train_velocity(run, codec, net)
     return run.folder
+
+
+def _last(run: Run) -> tuple[str, int]:
+    """The phase and step that a training goes on after."""
+    return (run.resumed.phase, run.resumed.step) if run.resumed and run.resumed_state else ("", 0)
 
 
 def _forget_metrics_after(run: Run) -> None:

@@ -36,7 +36,7 @@ def train_saliency(run: Run, codec: Codec) -> SaliencyNet:
         torch.manual_seed(run.seed)
         net = build_saliency_net(config.saliency_net, config.codec.latents, load_weights=not resumed)
     net = net.to(run.device)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=config.saliency_learning_rate)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=config.saliency_learning_rate, fused=config.fused_adamw)
     step, reached = 0, 0.0
     frozen = net.pretrained
     if resumed:

@@ -34,9 +34,10 @@ def train_velocity(run: Run, codec: Codec, saliency: SaliencyNet | None) -> None
     config, resumed = run.config, run.resumed
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
-        v = build_velocity_net(config).to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        v = build_velocity_net(config).to(run.device, memory_format=run.memory_format)  # type: ignore[call-overload]
     ema = copy.deepcopy(v).requires_grad_(False).eval()
-    optimizer = torch.optim.AdamW(v.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    rate, decay = config.learning_rate, config.weight_decay
+    optimizer = torch.optim.AdamW(v.parameters(), lr=rate, weight_decay=decay, fused=config.fused_adamw)
     step = 0
     if part := run.parts.get("velocity"):
         for net in (v, ema):
@@ -50,6 +51,8 @@ def train_velocity(run: Run, codec: Codec, saliency: SaliencyNet | None) -> None
     if step >= config.steps:
         run.report.note(f"already trained: step {step} of {config.steps}")
         return
+    if config.compile:
+        v.compile()  # in place: weights keep their names, and the average is never compiled
     pairs, size, h = couple(run, step), config.train_batch_size, saliency.features if saliency else None
     for x0, x1 in batches(run.domain0, run.domain1, pairs, size, step, config.steps, run.seed, config.horizontal_flip):
         x0, x1 = (x.to(run.device) for x in (x0, x1))
@@ -75,14 +78,15 @@ def velocity_step(
 ) -> dict[str, Tensor | float]:
     """One update of v on coupled x0, x1 [B, C, H, W], pictures or latents, this rank's share; returns what to log."""
     config, size = run.config, run.config.train_batch_size
-    x0, x1 = (x.to(run.device, memory_format=torch.channels_last) for x in (x0, x1))
+    x0, x1 = (x.to(run.device, memory_format=run.memory_format) for x in (x0, x1))
     t = sample_t(config, size, run.rng("velocity", step))[ranks.share(size)].to(run.device)
     n = config.train_minibatch_size
     scales = Scales(*(s * (len(x0) / size) for s in measure_scales(h, x0, x1, t, n)))
     ranks.add(scales)
     total = torch.zeros(2, device=run.device)
     for a0, a1, s in zip(x0.split(n), x1.split(n), t.split(n), strict=True):
-        flow, saliency = losses(v, h, a0, a1, s, scales)
+        with torch.autocast(run.device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
+            flow, saliency = losses(v, h, a0, a1, s, scales)
         share = len(a0) / size
         ((config.flow_loss_weight * flow + config.saliency_loss_weight * saliency) * share).backward()
         total += torch.stack([flow, saliency]).detach() * share
@@ -138,7 +142,7 @@ def write_samples(run: Run, codec: Codec, ema: VelocityNet, step: int) -> None:
         pictures = run.samples(run.domain0)
         z0 = encode(codec, run.tensor(pictures), run.config.train_minibatch_size)
         grid = sheet(np.concatenate([pictures, sample(run, codec, ema, z0)], axis=2), columns=2)
-    run.write_sheet(f"step-{step:08d}", grid)
+    run.show("velocity", step, "step", grid)
 
 
 def sample(run: Run, codec: Codec, ema: VelocityNet, z0: Tensor) -> Uint8:

@@ -163,6 +163,7 @@ def test_a_checkpoint_whose_run_json_is_lost_asks_for_the_domains(work, text):
         (("-c", "quick.json", "-d0", "x" * 5000, "-d1", "bright"), "xxx: no such file or folder"),
         ((*ALL, "--checkpoint", "x" * 5000), "xxx: no such run folder or checkpoint"),
         ((*ALL, "--seed", "-1"), "--seed"),
+        ((*ALL, "--log", "tensorboard,comet"), "--log comet: not one of tensorboard, wandb"),
         ((*ALL, "--nothing"), "--nothing"),
     ],
 )
