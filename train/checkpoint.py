@@ -220,4 +220,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors) -> Non
         same = False
     if not same:
         raise CheckpointError("the training state beside the checkpoint is of another net")
+    for i, entry in state.items():  # files hold NCHW; the fused kernel takes memory as it lies, whatever the strides
+        for moment in ("exp_avg", "exp_avg_sq"):
+            entry[moment] = torch.empty_like(parameters[i].detach(), device="cpu").copy_(entry[moment])
     optimizer.load_state_dict({"state": state, "param_groups": groups})
