@@ -18,8 +18,9 @@ from rfp.runtime import translate
 from rfp.runtime.media import discover, read_image
 from rfp.runtime.metrics import l1, psnr, ssim, texture_energy
 from rfp.runtime.pixels import Uint8
+from rfp.train.job import Job
 from rfp.train.reading import load_config
-from rfp.train.run import Job, train
+from rfp.train.run import train
 
 
 def pictures(folder: Path) -> Uint8:

@@ -31,8 +31,9 @@ def demo(
     require_export()
     from ..export.bundle import export_bundle
     from ..runtime import translate
+    from ..train.job import Job
     from ..train.reading import load_config
-    from ..train.run import Interrupted, Job, train
+    from ..train.run import Interrupted, train
     from .demo_data import write_demo_data
 
     seconds: dict[str, float] = {}

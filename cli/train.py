@@ -18,7 +18,7 @@ from rich.text import Text
 from ..runtime.errors import MissingExtraError, UsageError
 
 if TYPE_CHECKING:
-    from ..train.run import Job
+    from ..train.job import Job
 
 
 def train(
@@ -146,8 +146,8 @@ def resolve(
     """What the options ask for. Raises UsageError, ConfigError, CheckpointError."""
     from ..train import checkpoint as ckpt
     from ..train.config import to_json
+    from ..train.job import Job, default_run_id, read_run
     from ..train.reading import load_config, override
-    from ..train.run import Job, default_run_id, read_run
 
     start, folder, before = None, None, dict[str, Any]()
     if checkpoint is not None and parts:

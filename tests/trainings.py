@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from rfp.train import checkpoint as ckpt
 from rfp.train.config import RFPix2pixModel
+from rfp.train.job import Job
 from rfp.train.reading import validate
-from rfp.train.run import Job, train
+from rfp.train.run import train
 
 torch.set_num_threads(1)
 

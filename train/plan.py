@@ -11,9 +11,10 @@ from .codec_config import VAEConfig
 from .config import RFPix2pixModel
 from .domains import Domain
 from .frame_cache import GIGABYTE, cache_folder
+from .job import Job
 from .noise import Noise
 from .perceptual import build_perceptual
-from .run import Job, Reporter, Run, open_run
+from .run import Reporter, Run, open_run
 from .saliency import build_saliency_net
 from .velocity_net import build_velocity_net
 

@@ -3,53 +3,37 @@
 runs/ID/  config.json  run.json  metrics.jsonl  samples/*.png  checkpoints/*.safetensors
 """
 
-import hashlib
 import json
 import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ..runtime.errors import CheckpointError, ConfigError, TrainingError, UsageError
+from ..runtime.errors import TrainingError, UsageError
 from ..runtime.files import write_aside, write_json, write_text
 from ..runtime.pixels import Uint8, to_float
 from . import checkpoint as ckpt
 from . import ranks
 from .codec_config import VAEConfig
 from .config import RFPix2pixModel, to_json
+from .device import pick_device
 from .domains import Crop, Domain, open_domain
 from .embedders import find_weights
 from .frame_cache import GIGABYTE, FrameCache
+from .job import Job, describe, read_run, same_nets, same_training, with_recorded_parts
 from .logs import Log, check_loggers, open_logs
 from .noise import RANDOM, Noise, noise_domain
-from .parts import Parts, finished, option, take_parts
-from .reading import parse_json, validate
+from .parts import Parts, finished, take_parts
 
-FREE_TO_CHANGE = frozenset(
-    {
-        "train_images",
-        "log_every",
-        "sample_every",
-        "checkpoint_every",
-        "keep_checkpoints",
-        "cache_megabytes",
-        "frame_cache_gigabytes",
-        "num_inference_steps",
-        "channels_last",
-        "compile",
-        "fused_adamw",
-    }
-)
-"""Config keys that may differ when a run is gone on with."""
 STREAMS = {"saliency": 0, "velocity": 1, "codec": 2}
 """Each phase's draws, numbered by the age of the phase: a new one leaves the others' draws as they were."""
 
@@ -76,26 +60,6 @@ class Silence:
 
 class Interrupted(Exception):
     """Training was asked to stop, and has saved."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What to train: everything that a command line says."""
-
-    config: RFPix2pixModel
-    inputs0: tuple[Path, ...] | Literal["random"]
-    inputs1: tuple[Path, ...]
-    folder: Path
-    seed: int = 0
-    device: str = "auto"
-    start: Path | None = None
-    """A checkpoint to go on from as long as `folder` has none of its own."""
-    only: str | None = None
-    """The one phase to run."""
-    parts: Mapping[str, Path] = field(default_factory=dict)
-    """By phase, another run or checkpoint to take its codec, classifier or first velocity from."""
-    log: tuple[str, ...] = ()
-    """Loggers besides metrics.jsonl: `tensorboard`, `wandb`."""
 
 
 @dataclass
@@ -222,50 +186,6 @@ class Run:
         return torch.channels_last if self.config.channels_last else torch.contiguous_format
 
 
-def pick_device(name: str) -> torch.device:
-    """`auto` takes CUDA, then MPS, then the CPU; a device by name must be there. Raises UsageError.
-
-    Of several ranks on a machine each takes a GPU of its own.
-    """
-    alone = ranks.count() == 1
-    there = {"cuda": torch.cuda.is_available(), "mps": alone and torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        name = next(d for d, yes in there.items() if yes)
-    if name not in there:
-        raise UsageError(f"--device {name}: not one of auto, cpu, cuda, mps")
-    if not there[name]:
-        raise UsageError(
-            f"--device {name}: not available to torch {torch.__version__} on this machine; use --device auto or cpu"
-        )
-    if name == "cuda" and not alone:
-        gpus, mine = torch.cuda.device_count(), ranks.local_rank()
-        if mine >= gpus:
-            raise UsageError(
-                f"--device cuda: rank {mine} of this machine has no GPU, there are {gpus}; start {gpus} ranks"
-            )
-        torch.cuda.set_device(mine)
-        return torch.device("cuda", mine)
-    return torch.device(name)
-
-
-def default_run_id(
-    config_name: str,
-    config: RFPix2pixModel,
-    inputs0: Sequence[Path] | Literal["random"],
-    inputs1: Sequence[Path],
-    seed: int,
-    parts: Mapping[str, Path] | None = None,
-) -> str:
-    """A name that the same command always gives, so that running it again goes on."""
-    ends = [x if isinstance(x, str) else x[0].resolve().stem for x in (inputs0, inputs1)]
-    stems = [Path(config_name).stem, *ends]
-    names = [stem.encode()[:60].decode(errors="ignore") for stem in stems]  # a folder's name has 255 bytes at most
-    fixed = {k: v for k, v in to_json(config).items() if k not in FREE_TO_CHANGE}
-    taken = [{phase: str(path.resolve()) for phase, path in parts.items()}] if parts else []
-    identity = json.dumps([fixed, where(inputs0), where(inputs1), seed, *taken])
-    return "-".join([*names, hashlib.sha256(identity.encode()).hexdigest()[:6]])
-
-
 def open_run(job: Job, report: Reporter, dry_run: bool = False) -> Run:
     """Read the domains and any checkpoint to go on from. Writes nothing but the frame cache; with `dry_run` not that.
 
@@ -284,9 +204,9 @@ def open_run(job: Job, report: Reporter, dry_run: bool = False) -> Run:
     resumed = ckpt.load(start) if start else None
     state = ckpt.load_state(start) if start and ckpt.state_path(start).is_file() else {}
     if (job.folder / "config.json").is_file():
-        _same_training(job)
+        same_training(job)
     if resumed:
-        _same_nets(resumed, job.config, f"{start}")
+        same_nets(resumed, job.config, f"{start}")
     parts = take_parts(job.config, job.parts, read_run(job.folder).get("parts", {}), job.only, resumed)
     frames = FrameCache(job.config.frame_stride, int(job.config.frame_cache_gigabytes * GIGABYTE), dry_run)
     if isinstance(job.inputs0, str):
@@ -309,76 +229,6 @@ def _open(job: Job, inputs: Sequence[Path], frames: FrameCache, report: Reporter
     for problem in domain.skipped:
         report.note(f"skipped {problem}")
     return domain
-
-
-def _same_training(job: Job) -> None:
-    path = job.folder / "config.json"
-    old = to_json(validate(parse_json(path.read_text(encoding="utf-8"), str(path)), str(path)))
-    new = to_json(job.config)
-    if changed := [k for k in new if k not in FREE_TO_CHANGE and new[k] != old.get(k)]:
-        raise UsageError(
-            f"{job.folder} was trained with another config ({', '.join(changed)} differ); give the config it has, "
-            f"another --run-id, or start anew from its weights with --checkpoint {job.folder} --run-id NEW"
-        )
-    before, now = (about | about.get("parts", {}) for about in (read_run(job.folder), describe(job)))
-    if changed := [k for k, v in before.items() if k != "parts" and v != now.get(k, v)]:
-        was = "; ".join(f"{option(k) if k in ckpt.PHASES else k}: {before[k]}, now {now[k]}" for k in changed)
-        raise UsageError(
-            f"{job.folder} was trained otherwise ({was}); give what it was trained with, another --run-id, or start "
-            f"anew from its weights with --checkpoint {job.folder} --run-id NEW"
-        )
-
-
-def with_recorded_parts(job: Job) -> Job:
-    """The job with the parts that its run was begun with: a command that goes on need not name them again."""
-    recorded = {phase: Path(path) for phase, path in read_run(job.folder).get("parts", {}).items()}
-    return replace(job, parts=recorded | dict(job.parts))
-
-
-def describe(job: Job) -> dict[str, Any]:
-    """What run.json says: the inputs, the seed, and what was taken from other runs."""
-    about = {"domain0": where(job.inputs0), "domain1": where(job.inputs1), "seed": job.seed}
-    return about | ({"parts": {k: str(p.resolve()) for k, p in job.parts.items()}} if job.parts else {})
-
-
-def where(inputs: Sequence[Path] | Literal["random"]) -> list[str] | Literal["random"]:
-    """Absolute paths; noise as the word for it, which no list of paths can be taken for."""
-    return inputs if isinstance(inputs, str) else [str(p.resolve()) for p in inputs]
-
-
-def _same_nets(resumed: ckpt.Checkpoint, config: RFPix2pixModel, where: str) -> None:
-    """A checkpoint's weights go only into nets like its own. A finished classifier may teach any velocity net."""
-    later = resumed.phase != "codec"
-    other = [
-        (config.codec.net != resumed.config.codec.net, "codec"),
-        (resumed.phase == "velocity" and config.velocity_net != resumed.config.velocity_net, "velocity_net"),
-        (later and config.saliency_loss_weight and config.saliency_net != resumed.config.saliency_net, "saliency_net"),
-    ]
-    if wrong := next((name for differs, name in other if differs), None):
-        raise UsageError(
-            f"{where}: its {wrong} is not the config's; give the config that it has, or start anew without --checkpoint"
-        )
-    if config.saliency_loss_weight and resumed.phase == "velocity" and not resumed.part("saliency_net"):
-        raise UsageError(f"{where}: holds no classifier; go on with --set saliency_loss_weight=0, or start anew")
-
-
-def read_run(folder: Path) -> dict[str, Any]:
-    """run.json: which folders a run was trained on, its seed, its parts of other runs. Raises CheckpointError."""
-    path = folder / "run.json"
-    try:
-        about = parse_json(path.read_text(encoding="utf-8"), str(path))
-        zero, one = (
-            RANDOM if about[name] == RANDOM and name == "domain0" else [str(p) for p in about[name]]
-            for name in ("domain0", "domain1")
-        )
-        parts = {str(phase): str(path) for phase, path in dict(about.get("parts", {})).items()}
-        if not parts.keys() <= set(ckpt.PHASES):
-            raise ValueError(f"parts {[*parts]}")
-        return {"domain0": zero, "domain1": one, "seed": int(about["seed"])} | ({"parts": parts} if parts else {})
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError, ConfigError) as e:
-        raise CheckpointError(f"{path}: cannot be read: {e!r}") from e
 
 
 def train(job: Job, report: Reporter) -> Path:

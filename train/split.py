@@ -26,8 +26,8 @@ from ..runtime.pipeline import ahead, parallel
 from ..runtime.pixels import Uint8, to_float
 from . import checkpoint as ckpt
 from .codec import encode
+from .device import pick_device
 from .domains import WORKERS, Crop, reduced
-from .run import pick_device
 from .sorted_folder import FOLDERS, Row, Sorted, open_folder
 
 AHEAD = 2 * WORKERS

@@ -14,10 +14,11 @@ from rfp.runtime.pixels import to_float
 from rfp.train import checkpoint as ckpt
 from rfp.train.coupling import batches, noise_pairs
 from rfp.train.domains import Crop, open_domain
+from rfp.train.job import Job
 from rfp.train.noise import Noise, noise_domain
 from rfp.train.plan import plan
 from rfp.train.reading import load_config
-from rfp.train.run import Interrupted, Job, train
+from rfp.train.run import Interrupted, train
 from rfp.train.transport import transport_pairs
 from test_resume import stop_at
 from trainings import Listener, assert_same, draw_domains, finish, tiny

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from rfp.runtime import CheckpointError, TrainingError, UsageError
 from rfp.train import checkpoint as ckpt
+from rfp.train.job import Job
 from rfp.train.plan import plan
-from rfp.train.run import Interrupted, Job, train
+from rfp.train.run import Interrupted, train
 from trainings import TINY, Listener, assert_same, draw_domains, finish, job, tiny
 
 STRUCTURE = {"structure_pairing": True, "structure_candidates": 2}

@@ -6,8 +6,9 @@ import torch
 from rfp.runtime import TrainingError, UsageError
 from rfp.train import saliency_phase
 from rfp.train.codec import Identity
+from rfp.train.job import Job
 from rfp.train.net_config import ConvSaliencyNet, ResNetSaliencyNet
-from rfp.train.run import Job, open_run
+from rfp.train.run import open_run
 from rfp.train.saliency import (
     accuracy,
     build_saliency_net,

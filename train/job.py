@@ -1,0 +1,140 @@
+"""What a training is asked to do, and what the folder of its run says that it was asked before."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ..runtime.errors import CheckpointError, ConfigError, UsageError
+from . import checkpoint as ckpt
+from .config import RFPix2pixModel, to_json
+from .noise import RANDOM
+from .parts import option
+from .reading import parse_json, validate
+
+FREE_TO_CHANGE = frozenset(
+    {
+        "train_images",
+        "log_every",
+        "sample_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "cache_megabytes",
+        "frame_cache_gigabytes",
+        "num_inference_steps",
+        "channels_last",
+        "compile",
+        "fused_adamw",
+    }
+)
+"""Config keys that may differ when a run is gone on with."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to train: everything that a command line says."""
+
+    config: RFPix2pixModel
+    inputs0: tuple[Path, ...] | Literal["random"]
+    inputs1: tuple[Path, ...]
+    folder: Path
+    seed: int = 0
+    device: str = "auto"
+    start: Path | None = None
+    """A checkpoint to go on from as long as `folder` has none of its own."""
+    only: str | None = None
+    """The one phase to run."""
+    parts: Mapping[str, Path] = field(default_factory=dict)
+    """By phase, another run or checkpoint to take its codec, classifier or first velocity from."""
+    log: tuple[str, ...] = ()
+    """Loggers besides metrics.jsonl: `tensorboard`, `wandb`."""
+
+
+def default_run_id(
+    config_name: str,
+    config: RFPix2pixModel,
+    inputs0: Sequence[Path] | Literal["random"],
+    inputs1: Sequence[Path],
+    seed: int,
+    parts: Mapping[str, Path] | None = None,
+) -> str:
+    """A name that the same command always gives, so that running it again goes on."""
+    ends = [x if isinstance(x, str) else x[0].resolve().stem for x in (inputs0, inputs1)]
+    stems = [Path(config_name).stem, *ends]
+    names = [stem.encode()[:60].decode(errors="ignore") for stem in stems]  # a folder's name has 255 bytes at most
+    fixed = {k: v for k, v in to_json(config).items() if k not in FREE_TO_CHANGE}
+    taken = [{phase: str(path.resolve()) for phase, path in parts.items()}] if parts else []
+    identity = json.dumps([fixed, where(inputs0), where(inputs1), seed, *taken])
+    return "-".join([*names, hashlib.sha256(identity.encode()).hexdigest()[:6]])
+
+
+def with_recorded_parts(job: Job) -> Job:
+    """The job with the parts that its run was begun with: a command that goes on need not name them again."""
+    recorded = {phase: Path(path) for phase, path in read_run(job.folder).get("parts", {}).items()}
+    return replace(job, parts=recorded | dict(job.parts))
+
+
+def describe(job: Job) -> dict[str, Any]:
+    """What run.json says: the inputs, the seed, and what was taken from other runs."""
+    about = {"domain0": where(job.inputs0), "domain1": where(job.inputs1), "seed": job.seed}
+    return about | ({"parts": {k: str(p.resolve()) for k, p in job.parts.items()}} if job.parts else {})
+
+
+def where(inputs: Sequence[Path] | Literal["random"]) -> list[str] | Literal["random"]:
+    """Absolute paths; noise as the word for it, which no list of paths can be taken for."""
+    return inputs if isinstance(inputs, str) else [str(p.resolve()) for p in inputs]
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """run.json: which folders a run was trained on, its seed, its parts of other runs. Raises CheckpointError."""
+    path = folder / "run.json"
+    try:
+        about = parse_json(path.read_text(encoding="utf-8"), str(path))
+        zero, one = (
+            RANDOM if about[name] == RANDOM and name == "domain0" else [str(p) for p in about[name]]
+            for name in ("domain0", "domain1")
+        )
+        parts = {str(phase): str(path) for phase, path in dict(about.get("parts", {})).items()}
+        if not parts.keys() <= set(ckpt.PHASES):
+            raise ValueError(f"parts {[*parts]}")
+        return {"domain0": zero, "domain1": one, "seed": int(about["seed"])} | ({"parts": parts} if parts else {})
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, ConfigError) as e:
+        raise CheckpointError(f"{path}: cannot be read: {e!r}") from e
+
+
+def same_training(job: Job) -> None:
+    path = job.folder / "config.json"
+    old = to_json(validate(parse_json(path.read_text(encoding="utf-8"), str(path)), str(path)))
+    new = to_json(job.config)
+    if changed := [k for k in new if k not in FREE_TO_CHANGE and new[k] != old.get(k)]:
+        raise UsageError(
+            f"{job.folder} was trained with another config ({', '.join(changed)} differ); give the config it has, "
+            f"another --run-id, or start anew from its weights with --checkpoint {job.folder} --run-id NEW"
+        )
+    before, now = (about | about.get("parts", {}) for about in (read_run(job.folder), describe(job)))
+    if changed := [k for k, v in before.items() if k != "parts" and v != now.get(k, v)]:
+        was = "; ".join(f"{option(k) if k in ckpt.PHASES else k}: {before[k]}, now {now[k]}" for k in changed)
+        raise UsageError(
+            f"{job.folder} was trained otherwise ({was}); give what it was trained with, another --run-id, or start "
+            f"anew from its weights with --checkpoint {job.folder} --run-id NEW"
+        )
+
+
+def same_nets(resumed: ckpt.Checkpoint, config: RFPix2pixModel, where: str) -> None:
+    """A checkpoint's weights go only into nets like its own. A finished classifier may teach any velocity net."""
+    later = resumed.phase != "codec"
+    other = [
+        (config.codec.net != resumed.config.codec.net, "codec"),
+        (resumed.phase == "velocity" and config.velocity_net != resumed.config.velocity_net, "velocity_net"),
+        (later and config.saliency_loss_weight and config.saliency_net != resumed.config.saliency_net, "saliency_net"),
+    ]
+    if wrong := next((name for differs, name in other if differs), None):
+        raise UsageError(
+            f"{where}: its {wrong} is not the config's; give the config that it has, or start anew without --checkpoint"
+        )
+    if config.saliency_loss_weight and resumed.phase == "velocity" and not resumed.part("saliency_net"):
+        raise UsageError(f"{where}: holds no classifier; go on with --set saliency_loss_weight=0, or start anew")
