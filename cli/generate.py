@@ -22,6 +22,10 @@ def generate(
         str | None, typer.Option(metavar="N|WxH", help="Pixels; a square of the size of training if not given.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or coreml.")] = "auto",
+    precision: Annotated[
+        str | None,
+        typer.Option(help="fp32, fp16 or int8, of what the bundle has; fp16 on CUDA, else fp32, if not given."),
+    ] = None,
     batch: Annotated[int | None, typer.Option(help="Pictures at once; fitted to the machine if not given.")] = None,
     format_: Annotated[str, typer.Option("--format", help="png, jpg, webp, bmp or tiff.")] = "png",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make again what is there already.")] = False,
@@ -50,6 +54,7 @@ def generate(
                 grid=grid,
                 overwrite=overwrite,
                 device=device,
+                precision=precision,
                 on_event=on_event,
             )
     except KeyboardInterrupt:

@@ -22,6 +22,10 @@ def translate(
     ] = None,
     reverse: Annotated[bool, typer.Option("--reverse", help="From domain 1 back to domain 0.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or coreml.")] = "auto",
+    precision: Annotated[
+        str | None,
+        typer.Option(help="fp32, fp16 or int8, of what the bundle has; fp16 on CUDA, else fp32, if not given."),
+    ] = None,
     batch: Annotated[int | None, typer.Option(help="Pictures at once; fitted to the machine if not given.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Do again what is there already.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
@@ -46,6 +50,7 @@ def translate(
                 batch=batch,
                 overwrite=overwrite,
                 device=device,
+                precision=precision,
                 on_event=on_event,
             )
     except KeyboardInterrupt:

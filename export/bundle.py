@@ -1,90 +1,165 @@
-"""A checkpoint becomes a bundle: the graph, its proof, the manifest; all or nothing."""
+"""A checkpoint becomes a bundle: graphs, each proven against PyTorch or not kept, and the manifest; all or nothing."""
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import replace
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .. import __version__
-from ..runtime.bundle import MANIFEST_FILE, ROLES, Bundle, Graph, Latent, Manifest
-from ..runtime.errors import CheckpointError, UsageError
+from ..runtime.errors import ExportError, UsageError
 from ..runtime.files import write_folder_aside
-from ..runtime.noise import noises
-from ..runtime.pixels import Float, to_float
-from ..train import checkpoint as ckpt
-from ..train.codec import VAE
-from ..train.config import to_json
-from .onnx import export_codec, export_onnx
-from .proof import Parity, as_figures, prove
+from ..runtime.manifest import MANIFEST_FILE, Graph
+from .proof import FLOORS, Case, Floor, Made, Maker, Parity, make_cases, prove, shortfall
+from .source import Size, Source, open_source
+
+DEFAULT_PRECISION = {"onnx": "fp32"}
+"""By format: what is made where no precision is asked for, and what its files' names do not mention."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one format and precision. `error` says why it was not kept; `floor` what it was held against."""
+
+    format: str
+    precision: str
+    graphs: tuple[Graph, ...] = ()
+    parity: Parity | None = None
+    below_floor: str | None = None
+    error: str | None = None
 
 
 def export_bundle(
     source: Path,
     output: Path,
     *,
+    formats: Sequence[str] = ("onnx",),
+    precisions: Sequence[str] = (),
+    steps: int | None = None,
+    sizes: Sequence[Size] = (),
+    allow_below_floor: bool = False,
     name: str | None = None,
     licence: str = "",
     provenance: str = "",
     overwrite: bool = False,
     note: Callable[[str], None] = lambda text: None,
-) -> Parity:
-    """Write `output`/velocity.onnx and rfp.json from a run folder or a checkpoint, and prove the graph.
+) -> list[Outcome]:
+    """Write rfp.json and the graphs of a run folder or a checkpoint to the folder `output`, each proven first.
 
-    A latent model has three graphs: velocity.onnx, encoder.onnx and decoder.onnx, proven together.
+    A latent model has three graphs for each format and precision (velocity, encoder, decoder), proven together.
+
+    Args:
+        formats: of DEFAULT_PRECISION.
+        precisions: all of them for every format; none takes each format's default.
+        steps: Euler steps of the proof and the manifest; None takes the config's.
+        sizes: (width, height) in pixels to prove at; none takes the size of training and a taller one.
+        allow_below_floor: keep graphs below their floor, and say so in the manifest.
+
+    Returns:
+        What became of each format and precision. Those with an `error` are not in the bundle.
 
     Raises:
-        UsageError: no such run, or the output is there already.
+        UsageError: no such run, the output is there already, or an option out of range.
         CheckpointError: the checkpoint is damaged or holds no velocity net.
-        ExportError: the graph could not be made or fell below its floor; nothing is left.
+        ExportError: nothing could be kept; nothing is left.
     """
     if output.exists() and not overwrite:
         raise UsageError(f"{output}: is there already; give another -o, or --overwrite to replace it")
     if overwrite and output.exists() and not (output / MANIFEST_FILE).is_file():
         raise UsageError(f"{output}: is not a bundle (it has no {MANIFEST_FILE}), so --overwrite leaves it alone")
-    path = ckpt.find(source)
-    checkpoint = ckpt.load(path)
-    net, codec = checkpoint.velocity(), checkpoint.codec()
-    starts = _starts(checkpoint, path)
-    config = checkpoint.config
-    manifest = Manifest(
-        name=name or (checkpoint.domains[1] if checkpoint.generative else "-to-".join(checkpoint.domains)),
-        image_size=config.max_size,
-        multiple=config.multiple,
-        default_steps=config.num_inference_steps,
-        domains=checkpoint.domains,
-        licence=licence,
-        provenance=provenance,
-        rfp_version=__version__,
-        generative=checkpoint.generative,
-        latent=Latent(config.codec.latents, config.codec.factor) if config.codec.latents else None,
-        training={
-            "step": checkpoint.step,
-            "images": checkpoint.step * config.train_batch_size,
-            "config": to_json(config),
-        },
-    )
-    note(f"exporting {path}")
+    wanted = _wanted(formats, precisions)
+    note(f"exporting {source}")
+    opened = open_source(source, name=name, licence=licence, provenance=provenance, steps=steps, sizes=sizes)
+    cases = make_cases(opened)
     with write_folder_aside(output) as folder:
-        export_onnx(net, manifest, folder / "velocity.onnx")
-        if isinstance(codec, VAE):
-            export_codec(codec, manifest, folder / "encoder.onnx", folder / "decoder.onnx")
-        models = {role: (folder / f"{role}.onnx").read_bytes() for role in ROLES if (folder / f"{role}.onnx").is_file()}
-        note("proving against PyTorch over the whole integration")
-        bundle = Bundle(folder / "velocity.onnx", manifest, *(models.get(role, b"") for role in ROLES))
-        parity = prove(net, codec, bundle, starts)
-        graphs = tuple(
-            Graph(f"{role}.onnx", "fp32", hashlib.sha256(m).hexdigest(), len(m), as_figures(parity), role)
-            for role, m in models.items()
-        )
-        (folder / MANIFEST_FILE).write_text(replace(manifest, graphs=graphs).to_json(), encoding="utf-8")
-    return parity
+        outcomes = []
+        for format_, some in wanted.items():
+            make = _maker(format_, opened, note)
+            for precision in some:
+                outcome = _proven(opened, cases, make, format_, precision, folder, allow_below_floor)
+                outcomes.append(outcome)
+        graphs = tuple(graph for outcome in outcomes for graph in outcome.graphs)
+        if not graphs:
+            raise ExportError("\n".join(str(o.error) for o in outcomes) + "\nnothing was exported")
+        (folder / MANIFEST_FILE).write_text(replace(opened.manifest, graphs=graphs).to_json(), encoding="utf-8")
+    return outcomes
 
 
-def _starts(checkpoint: ckpt.Checkpoint, path: Path) -> tuple[Float, Float]:
-    """What a proof starts from at t = 0 and t = 1: the checkpoint's pictures, or noise and pictures."""
-    pictures = {name: to_float(x.numpy()) for name, x in checkpoint.part("samples").items()}
-    if checkpoint.generative and "domain1" in pictures:
-        pictures["domain0"] = noises(checkpoint.config.latent_shape, 0, range(4))
-    if {"domain0", "domain1"} - pictures.keys():
-        raise CheckpointError(f"{path}: holds no sample pictures to prove an export with; save it again with this rfp")
-    return pictures["domain0"], pictures["domain1"]
+def _wanted(formats: Sequence[str], precisions: Sequence[str]) -> dict[str, list[str]]:
+    """The precisions of each format. Raises UsageError for what is not known."""
+    wanted = {}
+    for format_ in dict.fromkeys(formats):
+        if format_ not in DEFAULT_PRECISION:
+            raise UsageError(f"--format {format_!r} is not known; wanted one or more of {', '.join(DEFAULT_PRECISION)}")
+        known = [p for f, p in FLOORS if f == format_]
+        wanted[format_] = list(dict.fromkeys(precisions)) or [DEFAULT_PRECISION[format_]]
+        if unknown := [p for p in wanted[format_] if p not in known]:
+            raise UsageError(
+                f"--precision {unknown[0]!r} is not known for {format_}; wanted one or more of {', '.join(known)}"
+            )
+    if not wanted:
+        raise UsageError(f"--format is empty; wanted one or more of {', '.join(DEFAULT_PRECISION)}")
+    return wanted
+
+
+def _maker(format_: str, source: Source, note: Callable[[str], None]) -> Maker:
+    """What writes the graphs of a format, of any precision; what they share is made once."""
+    match format_:
+        case "onnx":
+            from .onnx import onnx_maker
+
+            return onnx_maker(source, note)
+        case _:
+            raise AssertionError(format_)
+
+
+def _proven(
+    source: Source,
+    cases: Sequence[Case],
+    make: Maker,
+    format_: str,
+    precision: str,
+    folder: Path,
+    allow_below_floor: bool,
+) -> Outcome:
+    """Make the graphs of one precision, prove them, and keep them or remove them again."""
+    floor, before = FLOORS[format_, precision], set(folder.iterdir())
+    try:
+        made = make(precision, folder)
+        some = [case for case in cases if made.takes(case)]
+        parity = prove(some, made, source.manifest.default_steps)
+        below = shortfall(parity, floor)
+        if below and not allow_below_floor:
+            names = ", ".join(made.files.values())
+            raise ExportError(f"{names}: not kept: {below}; --allow-below-floor keeps it")
+    except ExportError as e:
+        for path in set(folder.iterdir()) - before:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return Outcome(format_, precision, error=str(e))
+    graphs = tuple(_graph(folder, made, role, format_, precision, parity, floor, bool(below)) for role in made.files)
+    return Outcome(format_, precision, graphs, parity, below)
+
+
+def _graph(
+    folder: Path, made: Made, role: str, format_: str, precision: str, parity: Parity, floor: Floor, below: bool
+) -> Graph:
+    path = folder / made.files[role]
+    sha256, size = digest(path)
+    figures, about = parity.figures(), made.about.get(role, {})
+    return Graph(path.name, precision, sha256, size, figures, role, format_, floor.figures(), below, about)
+
+
+def digest(path: Path) -> tuple[str, int]:
+    """sha256 and bytes of a file; of a folder, over the path and the sha256 of each file in it, in order of paths."""
+    if path.is_file():
+        data = path.read_bytes()
+        return hashlib.sha256(data).hexdigest(), len(data)
+    whole, size = hashlib.sha256(), 0
+    for file in _files(path):
+        sha256, n = digest(file)
+        whole.update(f"{file.relative_to(path).as_posix()}\0{sha256}\n".encode())
+        size += n
+    return whole.hexdigest(), size
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    yield from sorted((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.relative_to(folder).as_posix())

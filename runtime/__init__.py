@@ -20,17 +20,19 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
-    from .bundle import Bundle, Graph, Manifest, load_bundle
+    from .bundle import Bundle, load_bundle
     from .euler import integrate
     from .generation import generate
+    from .manifest import Graph, Manifest
     from .report import Event, Report
     from .translation import translate
 
 # Looked up on first use: every rfp command imports this package, and PyAV and numpy take 0.3 s.
 _LATER = {
-    "bundle": ("Bundle", "Graph", "Manifest", "load_bundle"),
+    "bundle": ("Bundle", "load_bundle"),
     "euler": ("integrate",),
     "generation": ("generate",),
+    "manifest": ("Graph", "Manifest"),
     "report": ("Event", "Report"),
     "translation": ("translate",),
 }

@@ -1,133 +1,11 @@
-"""A bundle: the folder with `rfp.json` (the manifest) and the graphs it names; the one description of an export.
-
-An ONNX graph also carries the manifest, without its list of graphs, in its own metadata under the key `rfp`,
-so that a lone `velocity.onnx` still says what it is. A bundle is a stranger's file: everything is checked.
-"""
+"""A bundle: the folder with `rfp.json` (its manifest) and the graphs that it names, or one graph by itself."""
 
 import hashlib
-import json
-import math
-import re
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from .errors import BundleError
-
-FORMAT_VERSION = 1
-MANIFEST_FILE = "rfp.json"
-METADATA_KEY = "rfp"
-LATER = {"generative": False, "latent": None, "role": "velocity"}
-"""Keys younger than the format, with what a manifest without them means. They are written only where they say
-something else: so an older rfp goes on reading what it can, and refuses what it would misunderstand."""
-ROLES = ("velocity", "encoder", "decoder")
-TIMESTEP = "t in [0, 1], float32 of shape [1] shared by the batch; 0 is domain 0, 1 is domain 1"
-
-
-@dataclass(frozen=True)
-class Graph:
-    """One graph: its file in the bundle folder, how near it came to PyTorch (`parity`), what it computes (`role`)."""
-
-    file: str
-    precision: str
-    sha256: str
-    bytes: int
-    parity: dict[str, float] = field(default_factory=dict)
-    role: str = "velocity"
-
-    def __post_init__(self) -> None:
-        _want(self.file, "file", "a name without folders", _is_file_name)
-        _want(self.precision, "precision", "a word such as fp32, fp16 or int8", _is_word)
-        _want(self.role, "role", ", ".join(ROLES), lambda v: v in ROLES)
-        _want(self.sha256, "sha256", "64 hexadecimal digits", _is_sha256)
-        _want(self.bytes, "bytes", "a whole number above 0", lambda v: _is_int(v, 1, 1 << 48))
-        figures = isinstance(self.parity, dict) and all(_is_text(k) and _is_number(v) for k, v in self.parity.items())
-        _want(self.parity, "parity", "names with finite numbers", lambda _: figures)
-
-
-@dataclass(frozen=True)
-class Latent:
-    """What the flow of a latent model moves: z [B, channels, H/factor, W/factor]."""
-
-    channels: int
-    factor: int
-
-    def __post_init__(self) -> None:
-        _want(self.channels, "latent.channels", "1 to 1024", lambda v: _is_int(v, 1, 1024))
-        _want(self.factor, "latent.factor", "1 to 64 (pixels)", lambda v: _is_int(v, 1, 64))
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a velocity graph takes and what it was made from.
-
-    The graph computes `velocity` [B, C, H, W] from `x` [B, C, H, W] (RGB in `pixel_range`, H and W multiples of
-    `multiple`) and `t` [1]. With `latent` its x and velocity are latents; an encoder graph computes `z` from pictures
-    `x`, and a decoder graph pictures `x` from `z`; H and W of pictures are multiples of `multiple`. `image_size` is
-    the pixel size it was trained at, `domains` the names of domain 0 and 1.
-    With `generative`, domain 0 is noise, x ~ N(0, 1), in place of pictures.
-    Making one with a wrong type or range raises BundleError.
-    """
-
-    name: str
-    image_size: int
-    multiple: int
-    default_steps: int
-    domains: tuple[str, str]
-    graphs: tuple[Graph, ...] = ()
-    channels: int = 3
-    pixel_range: tuple[float, float] = (-1.0, 1.0)
-    timestep: str = TIMESTEP
-    licence: str = ""
-    provenance: str = ""
-    rfp_version: str = ""
-    training: dict[str, Any] = field(default_factory=dict)
-    generative: bool = False
-    latent: Latent | None = None
-    format_version: int = FORMAT_VERSION
-
-    def __post_init__(self) -> None:
-        _want(self.format_version, "format_version", "1", lambda v: _is_int(v, 1, FORMAT_VERSION))
-        _want(self.name, "name", "a text", _is_word)
-        _want(self.image_size, "image_size", "8 to 16384 (pixels)", lambda v: _is_int(v, 8, 16384))
-        _want(self.multiple, "multiple", "1 to 1024 (pixels)", lambda v: _is_int(v, 1, 1024))
-        _want(self.default_steps, "default_steps", "1 to 1000", lambda v: _is_int(v, 1, 1000))
-        two_names = isinstance(self.domains, tuple) and len(self.domains) == 2 and all(map(_is_word, self.domains))
-        _want(self.domains, "domains", "two names", lambda _: two_names)
-        _want(self.channels, "channels", "3 (RGB)", lambda v: _is_int(v, 3, 3))
-        _want(self.pixel_range, "pixel_range", "[-1, 1]", lambda v: v == (-1, 1))
-        for name in ("timestep", "licence", "provenance", "rfp_version"):
-            _want(getattr(self, name), name, "a text", _is_text)
-        _want(self.training, "training", "a JSON object", _is_object)
-        _want(self.generative, "generative", "true or false", lambda v: isinstance(v, bool))
-        _want(self.latent, "latent", "null or a JSON object", lambda v: v is None or isinstance(v, Latent))
-        if self.latent is not None:
-            fits = self.multiple % self.latent.factor == 0
-            _want(self.multiple, "multiple", f"a multiple of latent.factor {self.latent.factor}", lambda _: fits)
-        files = [graph.file for graph in self.graphs]
-        _want(files, "graphs", "every file once", lambda v: len(set(v)) == len(v))
-
-    def to_json(self) -> str:
-        """Indented JSON with a final newline for `rfp.json`; for a graph's own metadata, of `replace(m, graphs=())`."""
-        values = _without_defaults(asdict(self))
-        values["graphs"] = [_without_defaults(graph) for graph in values["graphs"]]
-        values = {"format_version": values.pop("format_version"), **values}
-        return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str, where: str = MANIFEST_FILE) -> "Manifest":
-        """Read what `to_json` wrote. `where` names the source in messages.
-
-        Raises:
-            BundleError: not JSON, of a newer format, a key missing or unknown, or a value of wrong type or range.
-        """
-        try:
-            return _manifest(json.loads(text))
-        except BundleError as e:
-            raise BundleError(f"{where}: {e}") from None
-        except (ValueError, RecursionError) as e:
-            raise BundleError(f"{where}: not valid JSON ({e}); export the bundle again with `rfp export`") from e
+from .errors import BundleError, UsageError
+from .manifest import MANIFEST_FILE, METADATA_KEY, PRECISIONS, ROLES, Manifest
 
 
 @dataclass(frozen=True)
@@ -144,17 +22,25 @@ class Bundle:
     decoder: bytes = field(default=b"", repr=False)
 
 
-def load_bundle(path: str | Path) -> Bundle:
-    """Open a bundle folder (its first ONNX graph), or one `.onnx` file that carries its manifest.
+def load_bundle(path: str | Path, precision: str | None = None, device: str = "cpu") -> Bundle:
+    """Open a bundle folder, or one `.onnx` file that carries its manifest.
+
+    Args:
+        precision: of the graphs: fp32, fp16 or int8. None takes what suits the `device` best of what is there: fp16
+            before fp32 on CUDA, fp32 before fp16 elsewhere, and int8 only where there is nothing else.
+        device: as for `translate`.
 
     Raises:
         BundleError: nothing there, no manifest, a manifest with mistakes, a graph that is missing or damaged.
+        UsageError: a bundle without graphs of this precision, or a device that is not there.
     """
     path = Path(path)
     if path.is_dir():
-        return _from_folder(path)
+        return _from_folder(path, precision, device)
     if path.name == MANIFEST_FILE and path.is_file():
-        return _from_folder(path.parent)
+        return _from_folder(path.parent, precision, device)
+    if precision is not None:
+        raise UsageError(f"{path}: is one graph, of one precision; give the bundle's folder to choose {precision!r}")
     model = _read(path, "a bundle is a folder with rfp.json and velocity.onnx, or one .onnx file, from `rfp export`")
     if path.suffix.lower() != ".onnx":
         raise BundleError(f"{path}: not a bundle; give the folder that `rfp export` wrote, or its velocity.onnx")
@@ -175,19 +61,52 @@ def load_bundle(path: str | Path) -> Bundle:
     return Bundle(path, manifest, model)
 
 
-def _from_folder(folder: Path) -> Bundle:
+def opened(bundle: Bundle | str | Path, precision: str | None, device: str) -> Bundle:
+    """A bundle that is loaded as it is, or `load_bundle`'s. Raises as that does."""
+    if not isinstance(bundle, Bundle):
+        return load_bundle(bundle, precision, device)
+    if precision is not None:
+        raise UsageError(
+            f"{bundle.path}: is loaded already; choose {precision!r} with load_bundle(path, {precision!r})"
+        )
+    return bundle
+
+
+def _from_folder(folder: Path, precision: str | None, device: str) -> Bundle:
     where = folder / MANIFEST_FILE
     text = _read(where, f"is {folder} a folder that `rfp export` wrote?")
     manifest = Manifest.from_json(text.decode("utf-8", errors="replace"), str(where))
     roles = ROLES if manifest.latent is not None else ROLES[:1]
-    path, *rest = (_graph(folder, manifest, role) for role in roles)
+    chosen = _choose(where, manifest, precision, device)
+    path, *rest = (_graph(folder, manifest, role, chosen) for role in roles)
     return Bundle(path[0], manifest, path[1], *(model for _, model in rest))
 
 
-def _graph(folder: Path, manifest: Manifest, role: str) -> tuple[Path, bytes]:
-    """The first ONNX graph of a role: its file, and its bytes as they were when it was exported."""
+def _choose(where: Path, manifest: Manifest, precision: str | None, device: str) -> str:
+    """The precision of the graphs to run, of those that the bundle has."""
+    there = {g.precision for g in manifest.graphs if g.role == "velocity" and g.format == "onnx"}
+    if precision is not None:
+        if precision not in there:
+            raise UsageError(
+                f"{where}: has no ONNX graph of precision {precision!r} (there: {', '.join(sorted(there)) or 'none'}); "
+                f"export it again with --precision {precision}"
+                if precision in PRECISIONS
+                else f"precision {precision!r} is not known; wanted {', '.join(PRECISIONS)}"
+            )
+        return precision
+    order = PRECISIONS
+    if device != "cpu" and "fp16" in there:
+        from .network import choose_device  # onnxruntime takes 0.15 s to import
+
+        order = ("fp16", "fp32", "int8") if choose_device(device) == "cuda" else PRECISIONS
+    return next((p for p in order if p in there), order[0])
+
+
+def _graph(folder: Path, manifest: Manifest, role: str, precision: str) -> tuple[Path, bytes]:
+    """The ONNX graph of a role and precision: its file, and its bytes as they were when it was exported."""
     where = folder / MANIFEST_FILE
-    graph = next((g for g in manifest.graphs if g.role == role and g.file.lower().endswith(".onnx")), None)
+    wanted = ("onnx", role, precision)
+    graph = next((g for g in manifest.graphs if (g.format, g.role, g.precision) == wanted), None)
     if graph is None:
         found = ", ".join(g.file for g in manifest.graphs) or "none"
         raise BundleError(f"{where}: lists no ONNX graph of the {role} (found: {found}); export the checkpoint again")
@@ -205,75 +124,3 @@ def _read(path: Path, hint: str) -> bytes:
         return path.read_bytes()
     except OSError as e:
         raise BundleError(f"{path}: cannot be read ({e.strerror or e}); {hint}") from e
-
-
-def _manifest(values: Any) -> Manifest:
-    """A manifest out of parsed JSON. A key that is not known is refused: it may change what the graph means."""
-    values = dict(_want(values, "the manifest", "a JSON object", _is_object))
-    version = values.get("format_version")
-    if _is_int(version, FORMAT_VERSION + 1, 1 << 31):
-        raise BundleError(
-            f"made by a newer rfp: format_version {version}, and this rfp reads up to {FORMAT_VERSION}; "
-            "upgrade with `pip install --upgrade rfp`"
-        )
-    graphs = _want(values.get("graphs", []), "graphs", "a list", lambda v: isinstance(v, list))
-    values["graphs"] = tuple(
-        Graph(**_known(Graph, _want(graph, f"graphs[{i}]", "a JSON object", _is_object), f"graphs[{i}]."))
-        for i, graph in enumerate(graphs)
-    )
-    if (latent := values.get("latent")) is not None:
-        values["latent"] = Latent(**_known(Latent, _want(latent, "latent", "a JSON object", _is_object), "latent."))
-    for name in ("domains", "pixel_range"):
-        if isinstance(values.get(name), list):
-            values[name] = tuple(values[name])
-    return Manifest(**_known(Manifest, values, ""))
-
-
-def _without_defaults(values: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in values.items() if k not in LATER or v != LATER[k]}
-
-
-def _known(cls: type[Graph | Manifest | Latent], values: dict[str, Any], at: str) -> dict[str, Any]:
-    known = {f.name for f in fields(cls)}
-    if unknown := sorted(values.keys() - known):
-        raise BundleError(f"{at}{unknown[0]}: not a key of format {FORMAT_VERSION}; is the bundle from a newer rfp?")
-    optional = LATER.keys() | {"parity"}
-    if missing := sorted(known - optional - values.keys()):
-        raise BundleError(f"{at}{missing[0]}: missing; export the bundle again with `rfp export`")
-    return values
-
-
-def _want(value: Any, name: str, wanted: str, good: Callable[[Any], bool]) -> Any:
-    if good(value):
-        return value
-    shown = repr(value)
-    raise BundleError(f"{name}: found {shown[:80]}{'…' if len(shown) > 80 else ''}, wanted {wanted}")
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_word(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
-
-
-def _is_object(value: Any) -> bool:
-    return isinstance(value, dict)
-
-
-def _is_sha256(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
-
-
-def _is_int(value: Any, low: int, high: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_file_name(value: Any) -> bool:
-    """One plain name: nothing that leads out of the bundle folder on any system."""
-    return _is_word(value) and value not in (".", "..") and not any(c in value for c in "/\\:\0")

@@ -7,10 +7,10 @@ from typing import Literal
 
 import numpy as np
 
-from .bundle import Manifest
 from .codec import Codec
 from .errors import MediaError, UsageError
 from .euler import integrate
+from .manifest import Manifest
 from .media import MAX_PIXELS
 from .noise import noises
 from .pixels import Float, Uint8, pad_to_multiple, to_float, to_uint8

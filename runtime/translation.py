@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from .bundle import Bundle, load_bundle
+from .bundle import Bundle, opened
 from .codec import open_codec
 from .errors import MediaError, UsageError
 from .flow import Flow
@@ -29,6 +29,7 @@ def translate(
     batch: int | None = None,
     overwrite: bool = False,
     device: str = "auto",
+    precision: str | None = None,
     on_event: Callable[[Event], None] = lambda event: None,
 ) -> Report:
     """Translate pictures and videos from domain 0 to domain 1, or back.
@@ -47,6 +48,8 @@ def translate(
         batch: pictures or frames of one size at once; None takes as many as suit the device and the memory.
         overwrite: do again what is there already.
         device: auto, cpu, cuda or coreml.
+        precision: of the graphs, where the bundle has several: fp32, fp16 or int8; None takes what suits the device
+            (fp16 on CUDA, fp32 elsewhere). Only where `bundle` is a path.
         on_event: told of everything as it happens, in the calling thread.
 
     Returns:
@@ -57,7 +60,7 @@ def translate(
         UsageError: an option out of range, or inputs and output that do not go together; nothing was written.
     """
     began = time.monotonic()
-    loaded = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
+    loaded = opened(bundle, precision, device)
     if loaded.manifest.generative:
         why = (
             "turns pictures only into noise, which is none to write"

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 from rfp.runtime import Graph, Manifest
-from rfp.runtime.bundle import METADATA_KEY
+from rfp.runtime.manifest import METADATA_KEY
 
 MANIFEST = Manifest("test", image_size=32, multiple=8, default_steps=4, domains=("cats", "dogs"))
 

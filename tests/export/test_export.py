@@ -11,12 +11,12 @@ import torch
 from onnx import numpy_helper
 from PIL import Image
 from rfp.cli.main import app
-from rfp.export import bundle as export_bundle_module
+from rfp.export import onnx as export_onnx_module
 from rfp.export.bundle import export_bundle
-from rfp.export.onnx import export_onnx
-from rfp.export.proof import FLOOR_LEVELS, FLOOR_PSNR, cases, prove
+from rfp.export.proof import FLOORS, make_cases
+from rfp.export.source import open_source
 from rfp.runtime import CheckpointError, ExportError, UsageError, generate, integrate, load_bundle
-from rfp.runtime.bundle import METADATA_KEY
+from rfp.runtime.manifest import METADATA_KEY
 from rfp.runtime.noise import noises
 from rfp.runtime.pixels import to_float, to_uint8
 from rfp.runtime.velocity import Velocity
@@ -71,8 +71,7 @@ def bundle(run, tmp_path_factory):
 @pytest.fixture
 def quick(bundle, monkeypatch):
     """Exporting takes torch seconds: where something else is tested, the graph is the one that is there."""
-    data = (bundle / "velocity.onnx").read_bytes()
-    monkeypatch.setattr(export_bundle_module, "export_onnx", lambda net, manifest, path: path.write_bytes(data))
+    monkeypatch.setattr(export_onnx_module, "float32_graph", lambda source, role: onnx.load(bundle / f"{role}.onnx"))
 
 
 def session(bundle):
@@ -92,7 +91,9 @@ def test_the_bundle_says_what_it_is_and_what_was_measured(run, bundle):
     (graph,) = manifest.graphs
     data = (bundle / "velocity.onnx").read_bytes()
     assert (graph.sha256, graph.bytes) == (hashlib.sha256(data).hexdigest(), len(data))
-    assert graph.parity["psnr"] >= FLOOR_PSNR and graph.parity["grey_levels"] <= FLOOR_LEVELS
+    assert (graph.format, graph.role, graph.below_floor) == ("onnx", "velocity", False)
+    assert graph.floor == {"psnr": 80, "grey_levels": 1} == FLOORS["onnx", "fp32"].figures()
+    assert graph.parity["psnr"] >= 80 and graph.parity["grey_levels"] <= 1
     assert graph.parity["cases"] == 6 and sorted(p.name for p in bundle.iterdir()) == ["rfp.json", "velocity.onnx"]
 
 
@@ -109,8 +110,8 @@ def test_the_graph_is_the_averaged_net_at_any_batch_height_and_width(run, bundle
 
 @pytest.mark.parametrize("net", [ATTENTION, TINY["velocity_net"] | {"patch_size": 2, "activation": "GELU"}, DIT])
 def test_other_nets_export_and_pass_their_proof(tmp_path, net):
-    parity = export_bundle(write_run(tmp_path / "run", velocity_net=net), tmp_path / "b")
-    assert parity.psnr >= FLOOR_PSNR and parity.cases == 6
+    (outcome,) = export_bundle(write_run(tmp_path / "run", velocity_net=net), tmp_path / "b")
+    assert outcome.parity.psnr >= 80 and outcome.parity.cases == 6
     checkpoint = ckpt.load(ckpt.find(tmp_path / "run"))
     for shape in ((3, 8, 20), (1, 16, 16), (2, 40, 4)):
         x = pictures(*shape)
@@ -142,27 +143,39 @@ def test_exporting_again_gives_the_same_bytes(run, bundle, tmp_path):
         assert (tmp_path / "again" / name).read_bytes() == (bundle / name).read_bytes()
 
 
-def damage(path, factor):
+def damage(model, factor):
     """Scale one weight of the graph's middle."""
-    model = onnx.load(path)
     weights = [i for i in model.graph.initializer if len(i.dims) == 4]
     weight = weights[len(weights) // 2]
     values = numpy_helper.to_array(weight).copy()
     values.flat[np.abs(values).argmax()] *= factor
     weight.CopyFrom(numpy_helper.from_array(values, weight.name))
-    path.write_bytes(model.SerializeToString())
+    return model
+
+
+@pytest.fixture
+def damaged(bundle, monkeypatch):
+    def by(factor):
+        model = damage(onnx.load(bundle / "velocity.onnx"), factor)
+        monkeypatch.setattr(export_onnx_module, "float32_graph", lambda source, role: model)
+
+    return by
 
 
 @pytest.mark.parametrize("factor", [-1.0, float("nan")])
-def test_one_damaged_weight_fails_the_proof_and_leaves_nothing(run, bundle, tmp_path, monkeypatch, factor):
-    def damaged(net, manifest, path):
-        path.write_bytes((bundle / "velocity.onnx").read_bytes())
-        damage(path, factor)
-
-    monkeypatch.setattr(export_bundle_module, "export_onnx", damaged)
-    with pytest.raises(ExportError, match=r"does not agree with PyTorch over 2 steps.*nothing was exported"):
+def test_one_damaged_weight_fails_the_proof_and_leaves_nothing(run, tmp_path, damaged, factor):
+    damaged(factor)
+    with pytest.raises(ExportError, match=r"(?s)velocity.onnx: not kept: .* dB below its floor of 80 dB.*nothing was"):
         export_bundle(run, tmp_path / "b")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_graph_below_its_floor_is_kept_where_that_is_asked_and_says_so(run, tmp_path, damaged):
+    damaged(-1.0)
+    result = rfp(run, "-o", tmp_path / "b", "--allow-below-floor")
+    assert result.exit_code == 0 and "BELOW ITS FLOOR" in result.stdout
+    (graph,) = load_bundle(tmp_path / "b").manifest.graphs
+    assert graph.below_floor and graph.parity["psnr"] < graph.floor["psnr"] == 80
 
 
 def test_a_failed_export_leaves_the_old_bundle(run, tmp_path, quick, monkeypatch):
@@ -174,27 +187,36 @@ def test_a_failed_export_leaves_the_old_bundle(run, tmp_path, quick, monkeypatch
     assert load_bundle(tmp_path / "b").manifest.name == "old" and [p.name for p in tmp_path.iterdir()] == ["b"]
 
 
-def test_the_proof_covers_both_directions_two_shapes_and_batches(run, bundle):
-    checkpoint, calls = ckpt.load(ckpt.find(run)), []
-    net = checkpoint.velocity()
-    net.register_forward_hook(lambda module, inputs, out: calls.append((tuple(inputs[0].shape), inputs[1].item())))
-    samples = tuple(to_float(checkpoint.part("samples")[f"domain{i}"].numpy()) for i in (0, 1))
-    prove(net, checkpoint.codec(), load_bundle(bundle), samples)
-    assert {shape for shape, _ in calls} == {(3, 3, 16, 16), (1, 3, 16, 16), (1, 3, 18, 16)}
+def test_the_proof_covers_both_directions_two_shapes_and_batches(run):
+    source, calls = open_source(run), []
+    source.net.register_forward_hook(
+        lambda module, inputs, out: calls.append((tuple(inputs[0].shape), inputs[1].item()))
+    )
+    cases = make_cases(source)
+    assert {shape for shape, _ in calls} == {(4, 3, 16, 16), (1, 3, 16, 16), (1, 3, 18, 16)}
     assert [t for _, t in calls[:2]] == [0.0, 0.5] and [t for _, t in calls[-2:]] == [1.0, 0.5]
-    assert [x.shape[0] for x in cases(samples[0], 16)] == [3, 1, 1] and cases(samples[0], 16)[2].shape[2] == 32
+    np.testing.assert_array_equal(cases[0].x[:3], to_float(source.pictures[0]))
+    np.testing.assert_array_equal(cases[3].x[:3], to_float(source.pictures[1]))
+    asked = make_cases(open_source(run, sizes=[(24, 10), (16, 16)], steps=3))
+    assert [c.x.shape for c in asked[:3]] == [(4, 3, 10, 24), (1, 3, 10, 24), (1, 3, 16, 16)]
+
+
+@pytest.mark.parametrize("size", [(15, 16), (4, 16), (16, 20000)])
+def test_sizes_that_the_net_cannot_take_are_refused(run, size):
+    with pytest.raises(UsageError, match=rf"{size[0]}x{size[1]}: wanted multiples of 2 from 8 to 16384"):
+        open_source(run, sizes=[size])
 
 
 def test_the_figure_is_that_of_the_whole_integration(run, bundle):
     """The last state by torch and by the runtime, compared by hand."""
     checkpoint = ckpt.load(ckpt.find(run))
     net, loaded = checkpoint.velocity(), load_bundle(bundle)
-    x = cases(to_float(checkpoint.part("samples")["domain0"].numpy()), 2)[0]
+    x = to_float(checkpoint.part("samples")["domain0"].numpy())
     with torch.no_grad():
         want = integrate(lambda x, t: net(x, torch.full((1,), t)), torch.from_numpy(x), 2).numpy()
     got = integrate(Velocity(loaded, "cpu"), x, 2)
     psnr = 10 * np.log10(4 / np.mean((want - got).astype(np.float64) ** 2))
-    assert loaded.manifest.graphs[0].parity["psnr"] <= psnr + 0.01 and psnr > 100
+    assert loaded.manifest.graphs[0].parity["psnr"] <= psnr + 1 and psnr > 100
 
 
 def test_an_output_that_is_there_is_kept_unless_it_is_a_bundle_and_overwrite(run, bundle, tmp_path, quick):
@@ -235,21 +257,20 @@ def test_a_generative_bundle_says_so_and_is_proven_from_noise_and_from_pictures(
 
     def watched(checkpoint):
         net = velocity(checkpoint)
-        net.register_forward_hook(lambda module, inputs, out: calls.append((inputs[1].item(), inputs[0].detach())))
+        net.register_forward_hook(lambda module, inputs, out: calls.append((inputs[1], inputs[0].detach())))
         return net
 
     run = write_run(tmp_path / "run", generative=True)
     monkeypatch.setattr(ckpt.Checkpoint, "velocity", watched)
-    monkeypatch.setattr(export_bundle_module, "export_onnx", lambda *given: (export_onnx(*given), calls.clear()))
-    parity = export_bundle(run, tmp_path / "b")
-    assert parity.cases == 6 and parity.psnr >= FLOOR_PSNR
+    (outcome,) = export_bundle(run, tmp_path / "b")
+    assert outcome.parity.cases == 6 and outcome.parity.psnr >= 80
     manifest = load_bundle(tmp_path / "b").manifest
     assert manifest.generative and (manifest.name, manifest.domains) == ("bright", ("random", "bright"))
     assert load_bundle(tmp_path / "b" / "velocity.onnx").manifest.generative
     np.testing.assert_array_equal(calls[0][1].numpy(), noises((3, 16, 16), 0, range(4)))
-    assert [t for t, _ in calls] == [0.0, 0.5] * 3 + [1.0, 0.5] * 3
+    assert [t.item() for t, _ in calls[:12]] == [0.0, 0.5] * 3 + [1.0, 0.5] * 3
     picture = to_float(ckpt.load(ckpt.find(run)).part("samples")["domain1"].numpy())
-    np.testing.assert_array_equal(calls[6][1].numpy(), picture)
+    np.testing.assert_array_equal(calls[6][1].numpy()[:3], picture)
 
     # The same bytes whatever the batch and so however many threads a call has, and what torch makes of the noise.
     for batch in (1, 2, 5):
@@ -279,7 +300,9 @@ def rfp(*args):
 def test_the_command_exports_and_says_the_figure(run, tmp_path, quick):
     options = ("--name", "my net", "--licence", "MIT", "--provenance", "my own")
     result = rfp(run, "-o", tmp_path / "b", *options)
-    assert result.exit_code == 0 and re.search(r"velocity.onnx, \d+\.\d dB to PyTorch over 2 steps", result.stdout)
+    assert result.exit_code == 0 and re.search(
+        r"onnx fp32: velocity.onnx \(0.2 MB\), \d+\.\d dB to PyTorch over 2 steps", result.stdout
+    )
     manifest = load_bundle(tmp_path / "b").manifest
     assert (manifest.name, manifest.licence, manifest.provenance) == ("my net", "MIT", "my own")
     assert rfp(run, "-o", tmp_path / "b").exit_code == 2
