@@ -23,7 +23,7 @@ from rfp.train.embedders import Embedder, build_embedder, learned
 from rfp.train.embedding import embed
 from rfp.train.embedding_cache import EmbeddingCache
 from rfp.train.frame_cache import cache_folder
-from rfp.train.neighbours import nearest
+from rfp.train.neighbours import neighbours
 from rfp.train.net_config import ResNetSaliencyNet
 from rfp.train.saliency import ImageNetNormalize, load_weights_file, torchvision
 from rfp.train.transport import transport_pairs
@@ -52,7 +52,7 @@ def mobilenet(path: Path, md5: str) -> Embedder:
 
 def embedders(args: argparse.Namespace, cache: EmbeddingCache) -> Iterator[Embedder]:
     """The weights-free embedders, and those whose weights were given."""
-    for name in ("foreground", "thumbnail", "pixels"):
+    for name in ("foreground", "thumbnail", "pixels", "hog"):
         yield build_embedder(RFPix2pixModel(structure_embedder=name), CPU, cache.md5)
     if args.mobilenet:
         yield mobilenet(args.mobilenet, cache.md5(args.mobilenet))
@@ -95,7 +95,7 @@ def main() -> None:
         print(f"| {name} | {distance(x0[drawn[:, 0]], x1[drawn[:, 1]]):.1f} dB |{blanks}")
     for embedder in embedders(args, cache):
         e0, e1 = (embed(domain, embedder, cache, CPU, lambda *progress: None) for domain in domains)
-        to1, to0 = nearest(e0, e1, args.k), nearest(e1, e0, args.k)
+        to1, to0 = neighbours(e0, e1, args.k)
         there, back, last = distance(x0, x1[to1[:, 0]]), distance(x0[to0[:, 0]], x1), distance(x0, x1[to1[:, -1]])
         cells = [embedder.name.split("/")[0], f"{there:.1f} dB", f"{back:.1f} dB", f"{last:.1f} dB"]
         cells += [f"{len(np.unique(to1[:, 0])) / len(x1):.0%}"] + ([right(to1), right(to0)] if args.pairs else [])

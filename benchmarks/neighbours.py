@@ -50,11 +50,11 @@ def main() -> None:
     rows = np.random.default_rng(0).choice(args.n, min(SAMPLE, args.n), replace=False)
     neighbours.EXACT_UP_TO = args.n
     start = time.monotonic()
-    truth = nearest(a[rows], b, args.k)
+    truth = nearest(a[rows], b, args.k)[0]
     exact = (time.monotonic() - start) * args.n / len(rows)
     neighbours.EXACT_UP_TO = 0
     start = time.monotonic()
-    found = nearest(a, b, args.k)[rows]
+    found = nearest(a, b, args.k)[0][rows]
     index = time.monotonic() - start
     recall = np.mean([len(set(t) & set(f)) / args.k for t, f in zip(truth, found, strict=True)])
     likeness = [(a[rows].float()[:, None] * b[torch.from_numpy(i)].float()).sum(dim=2).mean() for i in (truth, found)]

@@ -85,13 +85,15 @@ class RFPix2pixModel(Strict):
     structure_pairing: bool = Field(False, description="The same as `coupling` `structure`.")
     structure_candidates: Positive = Field(8, description="Nearest neighbours that a picture is paired with.")
     structure_embedder: Literal[
-        "foreground", "thumbnail", "pixels", "backbone", "dinov2_vits14", "dinov2_vitb14", "dinov2_vitl14"
+        "hog", "foreground", "thumbnail", "pixels", "backbone", "dinov2_vits14", "dinov2_vitb14", "dinov2_vitl14"
     ] = Field(
-        "foreground",
-        description="What alike means. `foreground`: something in the same places (distance to the picture's median "
-        "colour, 8×8); `thumbnail`: the same layout of colours (8×8, less the mean); `pixels`: the very same colours "
-        "(16×16), for domains that share them; `backbone`: the same things in the same places, to the pretrained "
-        "backbone of `saliency_net` (its last feature map, 4×4); `dinov2_*`: the same to DINOv2 (extra `dino`).",
+        "hog",
+        description="What alike means. `hog`: edges running the same way in the same places (8×8 cells of oriented "
+        "gradients), and a little of the layout of colours; `foreground`: something in the same places (distance to "
+        "the picture's median colour, 8×8); `thumbnail`: the same layout of colours (8×8, less the mean); `pixels`: "
+        "the very same colours (16×16), for domains that share them; `backbone`: the same things in the same places, "
+        "to the pretrained backbone of `saliency_net` (its last feature map, 4×4); `dinov2_*`: the same to DINOv2 "
+        "(extra `dino`).",
     )
     structure_weights: str | None = Field(
         None,

@@ -1,5 +1,6 @@
 """What alike means: pictures to vectors whose cosine says how alike two are."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +16,8 @@ from .dinov2 import build_dinov2, weights_file
 from .net_config import ResNetSaliencyNet
 from .saliency import build_saliency_net, torchvision
 
+DIRECTIONS = 8
+"""Bins of `hog` for the direction of an edge, over half a turn."""
 GRID, CELL = 4, 256
 """Learned features are pooled to a grid of GRID × GRID cells, and each cell's channels taken to CELL numbers."""
 
@@ -24,13 +27,14 @@ class Embedder:
     """Pictures [B, 3, size, size] in [-1, 1] → unit vectors [B, width].
 
     `name` says exactly which function this is: the net, its weights, the version of what comes before and after it.
-    `centred`: what all pictures of a domain have in common is to be taken away from each before they are compared.
+    `parts`: the widths of parts of the vector, and how much each counts, from each of which what all pictures of a
+    domain have in common is to be taken away before they are compared; none where vectors are compared as they are.
     """
 
     name: str
     size: int
     width: int
-    centred: bool
+    parts: tuple[tuple[int, float], ...]
     embed: Callable[[Tensor], Tensor]
 
 
@@ -53,6 +57,28 @@ def thumbnail(x: Tensor) -> Tensor:
 def pixels(x: Tensor) -> Tensor:
     """The picture at 16×16 as it is: the very same colours in the same places. [B, 3, H, W] → unit vectors [B, 768]."""
     return F.normalize(F.adaptive_avg_pool2d(x, 16).flatten(1), dim=1)
+
+
+def hog(x: Tensor) -> Tensor:
+    """Edges that run the same way in the same places, and the layout of colours: [B, 3, H, W] → [B, 704].
+
+    512 numbers are histograms of oriented gradients (Dalal & Triggs 2005, sections 6.2 to 6.4): 8 directions without
+    sign in 8×8 cells, each cell in units of the edges around it, and square roots of these, so that a line drawing and
+    a photograph of the same thing have the same. 192 are the picture at 8×8. Both are unit vectors.
+    """
+    dx, dy = F.pad(x[..., 2:] - x[..., :-2], (1, 1)), F.pad(x[:, :, 2:] - x[:, :, :-2], (0, 0, 1, 1))
+    strongest = (dx.square() + dy.square()).argmax(dim=1, keepdim=True)  # of the three colours
+    dx, dy = dx.gather(1, strongest), dy.gather(1, strongest)
+    place = torch.atan2(dy, dx).remainder(math.pi) / math.pi * DIRECTIONS
+    below = place.floor()
+    strength, share = torch.hypot(dx, dy), place - below
+    votes = x.new_zeros(len(x), DIRECTIONS, *x.shape[2:])
+    votes.scatter_add_(1, below.long() % DIRECTIONS, strength * (1 - share))
+    votes.scatter_add_(1, (below.long() + 1) % DIRECTIONS, strength * share)
+    cells = F.adaptive_avg_pool2d(votes, 8)
+    around = F.avg_pool2d(cells.square().sum(dim=1, keepdim=True), 3, stride=1, padding=1)
+    edges = (cells / (around.sqrt() + 0.05)).sqrt().flatten(1)
+    return torch.cat([F.normalize(edges), F.normalize(F.adaptive_avg_pool2d(x, 8).flatten(1))], dim=1)
 
 
 def grid(features: Tensor) -> Tensor:
@@ -80,11 +106,13 @@ def build_embedder(config: RFPix2pixModel, device: torch.device, md5: Callable[[
     """
     match config.structure_embedder:
         case "foreground":
-            return Embedder("foreground/1", 64, 64, False, foreground)
+            return Embedder("foreground/1", 64, 64, (), foreground)
         case "thumbnail":
-            return Embedder("thumbnail/1", 64, 192, False, thumbnail)
+            return Embedder("thumbnail/1", 64, 192, (), thumbnail)
         case "pixels":
-            return Embedder("pixels/1", 64, 768, False, pixels)
+            return Embedder("pixels/1", 64, 768, (), pixels)
+        case "hog":
+            return Embedder("hog/1", 64, 704, ((512, 1.0), (192, 0.5)), hog)
         case "backbone":
             assert isinstance(config.saliency_net, ResNetSaliencyNet)  # the config sees to it
             return _backbone(config.saliency_net, device, md5)
@@ -111,7 +139,7 @@ def learned(name: str, features: Callable[[Tensor], Tensor]) -> Embedder:
     def embed(x: Tensor) -> Tensor:
         return grid(features(x))
 
-    return Embedder(name, 224, GRID * GRID * CELL, True, embed)
+    return Embedder(name, 224, GRID * GRID * CELL, ((GRID * GRID * CELL, 1.0),), embed)
 
 
 def _backbone(config: ResNetSaliencyNet, device: torch.device, md5: Callable[[Path], str]) -> Embedder:

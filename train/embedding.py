@@ -45,7 +45,7 @@ def embed(
         on_progress(done, len(todo), done / (time.monotonic() - start))
     for row in missing:
         vectors[row] = vectors[source[contents[row] or str(row)]]
-    return _centred(torch.from_numpy(vectors)) if embedder.centred else torch.from_numpy(vectors)
+    return _centred(torch.from_numpy(vectors), embedder.parts)
 
 
 def _read(domain: Domain, rows: list[int], size: int) -> Iterator[tuple[list[int], Uint8, list[bool]]]:
@@ -77,9 +77,15 @@ def _picture(domain: Domain, index: int, size: int) -> tuple[Uint8, bool]:
     return Crop().apply(image.reduce(factor) if factor > 1 else image, size), True
 
 
-def _centred(vectors: Tensor) -> Tensor:
-    """Take their mean from all vectors [N, D], which is what the domain looks like, and scale them to unit length."""
-    mean = torch.stack([part.float().sum(dim=0) for part in vectors.split(CHUNK)]).sum(dim=0) / len(vectors)
-    for part in vectors.split(CHUNK):
-        part.copy_(F.normalize(part.float() - mean, dim=1))
+def _centred(vectors: Tensor, parts: tuple[tuple[int, float], ...]) -> Tensor:
+    """Take their mean, which is what the domain looks like, from each part of all vectors [N, D], scale each part to
+    its weight, and the whole to unit length. In place."""
+    if not parts:
+        return vectors
+    mean = torch.stack([chunk.float().sum(dim=0) for chunk in vectors.split(CHUNK)]).sum(dim=0) / len(vectors)
+    widths = [width for width, _ in parts]
+    for chunk in vectors.split(CHUNK):
+        own = (chunk.float() - mean).split(widths, dim=1)
+        scaled = [weight * F.normalize(part) for part, (_, weight) in zip(own, parts, strict=True)]
+        chunk.copy_(F.normalize(torch.cat(scaled, dim=1)))
     return vectors

@@ -14,7 +14,7 @@ from .embedders import build_embedder
 from .embedding import embed
 from .embedding_cache import EmbeddingCache
 from .frame_cache import cache_folder
-from .neighbours import nearest, require_index
+from .neighbours import neighbours, require_index
 from .noise import Noise
 from .run import Interrupted, Run
 from .transport import transport_pairs
@@ -57,7 +57,7 @@ def _neighbours(run: Run) -> tuple[Indices, Indices]:
     require_index(max(len(domain) for domain in run.pictures))  # before hours of embedding
     e0, e1 = embeddings(run)
     start = time.monotonic()
-    near1, near0 = (nearest(a, b, k, run.device) for a, b in ((e0, e1), (e1, e0)))
+    near1, near0 = neighbours(e0, e1, k, run.device)
     run.report.note(f"structure pairing: {k} nearest by {name}, found in {time.monotonic() - start:.1f} s")
     return near1, near0
 

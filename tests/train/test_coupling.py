@@ -13,7 +13,7 @@ from rfp.train.coupling import (
     structure_pairs,
 )
 from rfp.train.domains import Crop, open_domain
-from rfp.train.neighbours import nearest
+from rfp.train.neighbours import neighbours
 from trainings import draw_domains, noisy
 
 
@@ -59,7 +59,7 @@ def test_random_pairs_go_through_each_domain_by_itself():
 
 def test_structure_pairs_are_neighbours_and_leave_no_picture_out():
     a, b = unit(5, 4, 0), unit(9, 4, 1)
-    near1, near0 = nearest(a, b, 2), nearest(b, a, 2)
+    near1, near0 = neighbours(a, b, 2)
     pair = structure_pairs(near1, near0, 0)
     drawn = [pair(k) for k in range(2 * 45)]
     assert {i for i, _ in drawn} == set(range(5)) and {j for _, j in drawn} == set(range(9))

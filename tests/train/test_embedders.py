@@ -1,3 +1,4 @@
+import math
 import re
 
 import pytest
@@ -6,7 +7,7 @@ import torch.nn.functional as F
 from rfp.runtime import UsageError
 from rfp.train import dinov2
 from rfp.train.dinov2 import build_dinov2, timm_names, weights_file
-from rfp.train.embedders import _signs, build_embedder, foreground, grid, pixels, thumbnail
+from rfp.train.embedders import _signs, build_embedder, foreground, grid, hog, pixels, thumbnail
 from rfp.train.run import train
 from rfp.train.saliency import torchvision
 from safetensors.torch import save_file
@@ -34,6 +35,43 @@ def test_foreground_finds_the_same_shape_in_other_colours_and_thumbnail_the_same
     c = torch.stack([disc(place, (220, 60, 40), (230, 250, 250)) for place in places])
     for embed, other in ((foreground, b), (thumbnail, c)):
         assert (embed(a) @ embed(other).T).argmax(dim=1).tolist() == [0, 1, 2, 3]
+
+
+def bars(angle, ink, ground):
+    """Parallel stripes across the picture, at an angle in degrees."""
+    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    wave = (math.cos(math.radians(angle)) * x + math.sin(math.radians(angle)) * y).mul(2 * math.pi / 16).sin() > 0
+    return torch.where(wave, torch.tensor(ink)[:, None, None], torch.tensor(ground)[:, None, None]) / 127.5 - 1
+
+
+def test_hog_finds_edges_of_the_same_direction_whatever_the_colours():
+    angles = [0, 22.5, 45, 90, 135]
+    a = torch.stack([bars(angle, (200.0, 30.0, 30.0), (240.0, 240.0, 240.0)) for angle in angles])
+    b = torch.stack([bars(angle, (250.0, 250.0, 0.0), (20.0, 20.0, 60.0)) for angle in angles])
+    edges_a, edges_b = hog(a)[:, :512], hog(b)[:, :512]
+    alike = edges_a @ edges_b.T
+    assert alike.argmax(dim=1).tolist() == [0, 1, 2, 3, 4]
+    assert alike.diagonal().min() > 0.95  # nor does it matter which side is the brighter one
+    votes = edges_a.square().view(5, 8, 64).sum(dim=2)[[0, 2, 3, 4]]  # by direction: 22.5° a bin
+    assert votes.argmax(dim=1).tolist() == [0, 2, 4, 6]
+
+
+def test_hog_votes_by_hand():
+    """A ramp to the right and down at 3:1 has its gradient at atan(1/3) = 18.43°, .819 of the way from bin 0 to 1."""
+    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    ramp = ((3 * x + y) / 300).expand(1, 3, 64, 64)
+    inner = hog(ramp)[0, :512].view(8, 8, 8)[:, 2:6, 2:6].square()  # away from the border; before the square root
+    share = math.degrees(math.atan2(1, 3)) / 22.5
+    torch.testing.assert_close(inner[1] / (inner[0] + inner[1]), torch.full((4, 4), share), atol=1e-3, rtol=0)
+    assert inner[2:].max() < 1e-6
+
+
+def test_hog_halves_are_unit_vectors_even_of_a_flat_picture():
+    for x in (stars(5), torch.full((5, 3, 64, 64), 0.5)):
+        edges, colours = hog(x).split([512, 192], dim=1)
+        torch.testing.assert_close(colours.norm(dim=1), torch.ones(5))
+        assert edges.isfinite().all()
+    torch.testing.assert_close(hog(stars(5))[:, :512].norm(dim=1), torch.ones(5))
 
 
 @pytest.mark.parametrize("embed", [foreground, thumbnail, pixels])
@@ -85,7 +123,7 @@ def resnet(tmp_path_factory):
 def test_backbone_is_the_last_feature_map_of_the_given_weights(resnet):
     net, path = resnet
     embedder = build_embedder(backbone(weights=str(path)), CPU, lambda path: "abc")
-    assert embedder.name == "resnet18/1/abc" and embedder.centred and embedder.width == 4096
+    assert embedder.name == "resnet18/1/abc" and embedder.parts and embedder.width == 4096
     seen = []
     net.layer4.register_forward_hook(lambda module, inputs, output: seen.append(output))
     x = stars(2, 224)

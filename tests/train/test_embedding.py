@@ -272,24 +272,40 @@ def test_two_processes_at_once_share_the_cache(work, folder):
     cache.close()
 
 
+PARTS = ((192, 1.0),)
+
+
+def test_parts_are_centred_by_themselves_and_count_by_their_weight(work, folder):
+    domain = open_domain([work / "dark"], 16)
+
+    def two(x):
+        return torch.cat([thumbnail(x), 50 * thumbnail(x).flip(1) + 7], dim=1)
+
+    vectors, _ = run(domain, folder, name="two", width=384, embed=two, parts=((192, 1.0), (192, 0.5)))
+    a, b = vectors.float().split(192, dim=1)
+    torch.testing.assert_close(a.norm(dim=1) / b.norm(dim=1), torch.full((7,), 2.0), atol=5e-3, rtol=0)
+    torch.testing.assert_close(a, 2 * b.flip(1), atol=0.02, rtol=0)  # whatever the part's own scale and offset
+    torch.testing.assert_close(vectors.float().norm(dim=1), torch.ones(7), atol=1e-3, rtol=0)
+
+
 def test_what_a_domain_has_in_common_is_taken_away_from_learned_vectors(work, folder):
     domain = open_domain([work / "dark"], 16)
 
     def lifted(x):
         return torch.nn.functional.normalize(thumbnail(x) + 5, dim=1)
 
-    vectors, _ = run(domain, folder, name="lifted", embed=lifted, centred=True)
+    vectors, _ = run(domain, folder, name="lifted", embed=lifted, parts=PARTS)
     plain, _ = run(domain, folder)
     torch.testing.assert_close(vectors.float().norm(dim=1), torch.ones(7), atol=1e-3, rtol=0)
     assert vectors.float().mean(dim=0).norm() < 0.05
     wanted = torch.nn.functional.normalize(plain.float() - plain.float().mean(dim=0), dim=1)
     assert (vectors.float() * wanted).sum(dim=1).min() > 0.9
-    assert run(domain, folder, name="lifted", embed=None, centred=True)[0].equal(vectors)
+    assert run(domain, folder, name="lifted", embed=None, parts=PARTS)[0].equal(vectors)
 
 
 def test_one_picture_has_a_finite_vector_even_less_its_domains_mean(tmp_path, folder):
     draw_domains(tmp_path, 1, 1)
-    vectors, _ = run(open_domain([tmp_path / "dark"], 16), folder, centred=True)
+    vectors, _ = run(open_domain([tmp_path / "dark"], 16), folder, parts=PARTS)
     assert vectors.isfinite().all()
 
 
