@@ -139,7 +139,7 @@ def test_the_velocity_net_is_a_unet_unless_it_says_otherwise():
             },
             "structure_embedder backbone needs a saliency_net with pretrained weights",
         ),
-        ({"structure_weights": "a.pth"}, "structure_weights is for dinov2_*, not for structure_embedder foreground"),
+        ({"structure_weights": "a.pth"}, "structure_weights is for dinov2_*, not for structure_embedder hog"),
         ({"structure_weights": "a.pth", "structure_embedder": "backbone"}, "; give saliency_net.weights"),
         ({"learning_rate": float("nan")}, "learning_rate: input should be"),
         ({"velocity_net": {"model_channels": 10**9}}, "velocity_net.model_channels: input should be less"),
