@@ -30,7 +30,7 @@ def test_coupling_by_either_key_is_the_same_training(work):
 
 @pytest.mark.parametrize(
     ("changes", "said"),
-    [({}, "random"), ({"coupling": "minibatch_ot"}, "transport within each 5 pairs"), (STRUCTURE, "2 nearest by fore")],
+    [({}, "random"), ({"coupling": "minibatch_ot"}, "transport within each 5 pairs"), (STRUCTURE, "2 nearest by hog")],
 )
 def test_the_plan_names_the_coupling(work, changes, said):
     assert any(line.startswith("coupling") and said in line for line in plan(job(work, **changes), Listener()))
