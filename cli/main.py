@@ -8,6 +8,7 @@ from typer.core import TyperGroup
 
 from ..runtime.errors import RfpError
 from .demo import demo
+from .evaluate import evaluate
 from .export import export
 from .generate import generate
 from .split import split
@@ -47,6 +48,7 @@ def root() -> None:
 app.command()(train)
 app.command()(export)
 app.command()(translate)
+app.command()(evaluate)
 app.command()(split)
 app.command()(generate)
 app.command()(demo)

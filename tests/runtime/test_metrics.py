@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from rfp.runtime.metrics import l1, psnr, ssim, texture_energy
+from rfp.runtime.metrics import edge_correlation, l1, psnr, ssim, texture_energy
 
 Y, X = np.mgrid[:20, :31]
 SMOOTH = np.stack([8 * X, 12 * Y, 5 * X + 4 * Y], axis=2).astype(np.uint8)
@@ -68,3 +68,18 @@ def test_images_that_cannot_be_compared_are_refused(metric):
     with pytest.raises(ValueError, match="uint8"):
         metric(flat(0) / 255, flat(0) / 255)
     assert metric(np.stack([ROUGH] * 2), np.stack([NOISY] * 2)) == pytest.approx(metric(ROUGH, NOISY))
+
+
+def test_edge_correlation_is_pearsons_of_the_gradients_and_1_for_the_same_edges():
+    a = np.random.default_rng(0).integers(0, 256, (2, 9, 11, 3), np.uint8)
+    b = np.random.default_rng(1).integers(0, 256, (2, 9, 11, 3), np.uint8)
+
+    def edges(x):
+        dy, dx = np.gradient(x.mean(axis=2))
+        return np.hypot(dy, dx)[1:-1, 1:-1].ravel()
+
+    wanted = np.mean([np.corrcoef(edges(x), edges(y))[0, 1] for x, y in zip(a, b, strict=True)])
+    assert edge_correlation(a, b) == pytest.approx(wanted, rel=1e-9)
+    assert edge_correlation(a, 255 - a) == pytest.approx(1)
+    flat = np.zeros_like(a)
+    assert (edge_correlation(flat, flat), edge_correlation(flat, a)) == (1, 0)

@@ -1,0 +1,207 @@
+"""How good a bundle's translations are: how real, how much of the input is kept, how near the truth where it is known.
+
+Every figure stands beside its floor (real pictures against real ones) and its ceiling (the untouched input).
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from .bundle import Bundle
+from .codec import open_codec
+from .distances import FEWEST
+from .errors import MediaError, UsageError
+from .flow import Flow
+from .judging import Figure, Judge, Scene, judged
+from .media import discover, paths, read_image
+from .metrics import psnr, ssim
+from .pixels import Uint8
+from .velocity import Velocity
+
+
+class Pictures(NamedTuple):
+    """Squares of one size, uint8 [N, S, S, 3], by their place below the folder without the suffix."""
+
+    names: list[str]
+    pixels: Uint8
+
+
+@dataclass
+class Evaluation:
+    """The figures by group, what was counted, and what could not be read."""
+
+    groups: dict[str, list[Figure]] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    features: str = ""
+    steps: int = 0
+    failed: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON values: figures by group and name."""
+        keys = ("translated", "untouched", "real", "margin", "better", "about")
+        groups = {
+            group: {f.name: {k: getattr(f, k) for k in keys} for f in figures} for group, figures in self.groups.items()
+        }
+        return {
+            "steps": self.steps,
+            "features": self.features,
+            "counts": self.counts,
+            "figures": groups,
+            "notes": self.notes,
+            "failed": self.failed,
+        }
+
+
+def evaluate(
+    bundle: Bundle,
+    source: str | Path | None = None,
+    target: str | Path | None = None,
+    truth: str | Path | None = None,
+    *,
+    judge: Judge | None = None,
+    steps: int | None = None,
+    reverse: bool = False,
+    limit: int = 1000,
+    device: str = "auto",
+    on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> Evaluation:
+    """Translate pictures and measure the result. All are cut to centre squares of the bundle's size first.
+
+    Args:
+        bundle: what translates.
+        source: pictures to translate; None for a generative bundle, which makes `limit` of its own, or as many as
+            the target has.
+        target: pictures of the domain that is translated into, any: for realism.
+        truth: what the pictures of `source` should become, by the same names.
+        judge: the feature network and the classifier; without a network, `statistics` and `outlines` stand in.
+        steps, device: as in `translate`.
+        reverse: from domain 1 to 0; source, target and truth are then the other way round too.
+        limit: pictures of each folder, spread evenly.
+        on_progress: told (what, done, total).
+
+    Raises:
+        UsageError: folders or options that do not go together. MediaError: the graph fails.
+    """
+    judge = judge or Judge()
+    result = Evaluation(features=judge.net.name if judge.net else "statistics (no network)")
+    size = bundle.manifest.image_size
+    _check(bundle, source, truth, reverse, limit)
+    graphs = Velocity(bundle, device), open_codec(bundle, device)
+    there, back = (Flow(*graphs, bundle.manifest, steps, way) for way in (reverse, not reverse))
+    result.steps = bundle.manifest.default_steps if steps is None else steps
+    read = _reader(size, limit, result)
+    real = read("target", target) if target else None
+    given = read("source", source) if source else None
+    known = read("truth", truth) if truth else None
+    if given and known:
+        given, known = _by_name(given, known, result)
+    if given:
+        out = _through(there, given.pixels, lambda done, n: on_progress("translating", done, n))
+    else:
+        out = _generated(there, size, min(limit, len(real.pixels)) if real else limit, on_progress)
+    result.counts |= {"translated": len(out)}
+    before, wanted = (p.pixels if p else None for p in (given, known))
+    scene = Scene(out, before, wanted, real.pixels if real else None)
+    result.groups = judged(scene, judge, result.features, reverse, lambda done, n: on_progress("looking", done, n))
+    if before is not None:
+        returned = _through(back, out, lambda done, n: on_progress("translating back", done, n))
+        about = "of the translation translated back, against the input; untouched: of the translation itself"
+        result.groups["round trip"] = [
+            Figure("psnr", f"dB {about}", "higher", psnr(returned, before), psnr(out, before)),
+            Figure("ssim", about, "higher", ssim(returned, before), ssim(out, before)),
+        ]
+    return result
+
+
+def _check(bundle: Bundle, source: str | Path | None, truth: str | Path | None, reverse: bool, limit: int) -> None:
+    if limit < FEWEST:
+        raise UsageError(f"limit is {limit}; wanted {FEWEST} or more")
+    if bundle.manifest.generative and (source or truth or reverse):
+        raise UsageError(
+            f"{bundle.path}: makes pictures from noise, so there is no source, truth or reverse; give a target"
+        )
+    if not bundle.manifest.generative and not source:
+        raise UsageError("give --source: pictures to translate")
+
+
+def _reader(size: int, limit: int, result: Evaluation) -> Callable[[str, str | Path], Pictures]:
+    def read(what: str, where: str | Path) -> Pictures:
+        found, failures = squares(where, size, limit)
+        result.failed += failures
+        result.counts[what] = len(found.names)
+        if len(found.names) < FEWEST:
+            first = f"; first: {failures[0]}" if failures else ""
+            raise UsageError(f"{where}: {len(found.names)} pictures that can be read, wanted {FEWEST} or more{first}")
+        return found
+
+    return read
+
+
+def squares(where: str | Path, size: int, limit: int) -> tuple[Pictures, list[str]]:
+    """The images of a folder, file or zip as centre squares of `size` px, at most `limit` of them, spread evenly;
+    videos are passed over. And what could not be read. Raises UsageError where there is no image."""
+    bad: list[MediaError] = []
+    found = [media for media in discover(paths([where]), bad.append) if media.kind == "image"]
+    if not found:
+        raise UsageError(f"{where}: holds no image")
+    n = min(limit, len(found))
+    names, pixels, failed = [], [], [str(e) for e in bad]
+    for media in (found[i * len(found) // n] for i in range(n)):
+        try:
+            pixels.append(centre_square(read_image(media), size))
+            names.append(str(media.relative.with_suffix("")))
+        except MediaError as e:
+            failed.append(str(e))
+    return Pictures(names, np.stack(pixels) if pixels else np.empty((0, size, size, 3), np.uint8)), failed
+
+
+def centre_square(image: Image.Image, size: int) -> Uint8:
+    """The largest square about the middle, resized to uint8 [size, size, 3]; as it is where it has that size."""
+    if image.size == (size, size):
+        return np.asarray(image)
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    box = (left, top, left + side, top + side)
+    return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0))
+
+
+def _by_name(given: Pictures, known: Pictures, result: Evaluation) -> tuple[Pictures, Pictures]:
+    """The pairs of source and truth: the same names below their folders."""
+    place = {name: i for i, name in enumerate(known.names)}
+    both = [i for i, name in enumerate(given.names) if name in place]
+    if len(both) < FEWEST:
+        raise UsageError(
+            f"source and truth share {len(both)} names, wanted {FEWEST} or more: the truth of a/b.png is a/b.png (or "
+            f".jpg, …) below its own folder; source has {given.names[0]}, truth {known.names[0]}"
+        )
+    if left := len(given.names) - len(both):
+        result.notes.append(f"{left} pictures of the source have no truth of their name, and were left out")
+    names = [given.names[i] for i in both]
+    result.counts |= {"source": len(both), "truth": len(both)}
+    return Pictures(names, given.pixels[both]), Pictures(names, known.pixels[[place[name] for name in names]])
+
+
+def _batches(flow: Flow, n: int, size: int) -> Iterator[slice]:
+    batch = flow.batch(size, size)
+    return (slice(i, min(i + batch, n)) for i in range(0, n, batch))
+
+
+def _through(flow: Flow, pictures: Uint8, on_batch: Callable[[int, int], None]) -> Uint8:
+    out = np.empty_like(pictures)
+    for part in _batches(flow, len(pictures), pictures.shape[1]):
+        out[part] = flow(pictures[part])
+        on_batch(part.stop, len(pictures))
+    return out
+
+
+def _generated(flow: Flow, size: int, n: int, on_progress: Callable[[str, int, int], None]) -> Uint8:
+    out = []
+    for part in _batches(flow, n, size):
+        out.append(flow.sample(0, range(part.start, part.stop), size, size))
+        on_progress("generating", part.stop, n)
+    return np.concatenate(out)

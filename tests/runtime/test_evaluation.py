@@ -1,0 +1,149 @@
+"""What `evaluate` says of flows whose answer is known."""
+
+import json
+import sys
+from pathlib import Path
+
+import bundles
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+from rfp.runtime import UsageError, load_bundle
+from rfp.runtime.evaluation import centre_square, evaluate
+from rfp.runtime.features import FeatureNet, describe
+from rfp.runtime.judging import Judge
+from rfp.runtime.metrics import l1, psnr, ssim, texture_energy
+
+MEANS = FeatureNet("means", 8, lambda x: x)
+
+
+def draw(folder: Path, n: int, seed: int, blur: float = 0, size: tuple[int, int] = (32, 32)) -> Path:
+    (folder / "sub").mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    for i in range(n):
+        image = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).resize(size, Image.Resampling.NEAREST)
+        image.filter(ImageFilter.GaussianBlur(blur)).save(folder / "sub" / f"{i}.png")
+    return folder
+
+
+def read(folder: Path) -> np.ndarray:
+    n = len(list(folder.rglob("*.png")))
+    return np.stack([np.asarray(Image.open(folder / "sub" / f"{i}.png")) for i in range(n)])
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """Sharp pictures, the same blurred, and other blurred ones."""
+    work = tmp_path_factory.mktemp("evaluation")
+    draw(work / "sharp", 12, 0)
+    draw(work / "soft", 12, 0, blur=1.0)
+    draw(work / "others", 20, 1, blur=1.0)
+    return work
+
+
+def figures(evaluation, group):
+    return {f.name: f for f in evaluation.groups[group]}
+
+
+@pytest.fixture(scope="module")
+def still(work):
+    bundle = load_bundle(bundles.write_bundle(work / "still", bundles.identity()))
+    return evaluate(bundle, work / "sharp", work / "others", work / "soft", judge=Judge(MEANS))
+
+
+def test_a_flow_that_does_nothing_is_as_far_as_the_untouched_input(still):
+    for group in ("realism", "content kept", "distance to truth"):
+        for figure in still.groups[group]:
+            assert figure.translated == pytest.approx(figure.untouched), (group, figure.name)
+    kept = figures(still, "content kept")
+    assert kept["structure"].translated == pytest.approx(0, abs=1e-6) and kept["ssim"].translated == 1
+    assert kept["edges"].translated == pytest.approx(1) and kept["ssim"].real < 0.99
+    assert figures(still, "round trip")["psnr"].translated > 78
+
+
+def test_distances_to_the_truth_are_those_of_the_metrics(work, still):
+    out, truth = read(work / "sharp"), read(work / "soft")
+    found = {name: f.translated for name, f in figures(still, "distance to truth").items()}
+    wanted = {"psnr": psnr(out, truth), "ssim": ssim(out, truth), "l1": l1(out, truth)}
+    wanted["texture"] = texture_energy(out, truth)
+    a, b = (describe(MEANS, x).grids.astype(np.float64) for x in (out, truth))
+    wanted["feature"] = np.mean(1 - (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1))
+    assert found == pytest.approx(wanted, rel=1e-5)
+
+
+def test_real_against_real_is_the_floor_and_an_answer_that_is_right_reaches_it(work):
+    bundle = load_bundle(bundles.write_bundle(work / "blur", bundles.blur()))
+    steps1 = evaluate(bundle, work / "sharp", work / "others", steps=1)
+    kid = figures(steps1, "realism")["kid"]
+    assert abs(kid.real) < kid.untouched / 10 and kid.translated < kid.untouched / 3
+    texture = figures(steps1, "realism")["texture"]
+    assert texture.untouched > 3 and abs(texture.real - 1) < 0.3
+    assert set(steps1.groups) == {"realism", "content kept", "round trip"}
+    assert steps1.counts == {"target": 20, "source": 12, "translated": 12} and steps1.steps == 1
+
+
+def test_the_truth_alone_serves_as_real_ones_and_its_halves_as_the_floor(work):
+    bundle = load_bundle(bundles.write_bundle(work / "still2", bundles.identity()))
+    kid = figures(evaluate(bundle, work / "sharp", truth=work / "soft"), "realism")["kid"]
+    assert kid.translated == kid.untouched and kid.real < kid.untouched
+
+
+def test_towards_black_fools_a_classifier_of_darkness_one_way_only(work):
+    bundle = load_bundle(bundles.write_bundle(work / "dark", bundles.towards(-1.0)))
+    judge = Judge(classifier=lambda x: 1 - x.mean(axis=(1, 2, 3)) / 255)
+    found = evaluate(bundle, work / "sharp", work / "others", judge=judge, steps=1)
+    there = figures(found, "classifier")["fooling rate"]
+    assert there.translated == 1 and there.untouched < 1
+    back = evaluate(bundle, work / "sharp", work / "others", judge=judge, steps=1, reverse=True)
+    assert figures(back, "classifier")["fooling rate"].translated > 0  # x − (c − x): away from black
+
+
+def test_squares_are_cut_as_in_training():
+    from rfp.train.domains import Crop
+
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8))
+    assert np.abs(centre_square(image, 32).astype(int) - Crop().apply(image, 32)).max() <= 1
+
+
+def test_names_pair_source_and_truth_and_what_has_none_is_said(work):
+    bundle = load_bundle(bundles.write_bundle(work / "still3", bundles.identity()))
+    few = draw(work / "few", 5, 0)
+    found = evaluate(bundle, work / "sharp", truth=few)
+    assert found.counts["truth"] == found.counts["translated"] == 5
+    assert found.notes == ["7 pictures of the source have no truth of their name, and were left out"]
+    assert figures(found, "distance to truth")["l1"].translated == 0
+    with pytest.raises(UsageError, match="share 0 names"):
+        evaluate(bundle, work / "sharp", truth=work / "few" / "sub")
+
+
+def test_a_generative_bundle_is_judged_by_realism_alone(work):
+    bundle = load_bundle(bundles.write_bundle(work / "noise", bundles.identity(), generative=True))
+    found = evaluate(bundle, target=work / "others")
+    assert set(found.groups) == {"realism"} and found.counts == {"target": 20, "translated": 20}
+    with pytest.raises(UsageError, match="from noise"):
+        evaluate(bundle, work / "sharp")
+
+
+def test_the_limit_and_bad_pictures(work):
+    bundle = load_bundle(bundles.write_bundle(work / "still4", bundles.identity()))
+    bad = draw(work / "bad", 6, 0)
+    (bad / "sub" / "9.png").write_bytes(b"no")
+    found = evaluate(bundle, bad)
+    assert found.counts["source"] == 6 and len(found.failed) == 1 and "9.png" in found.failed[0]
+    assert evaluate(bundle, work / "sharp", limit=4).counts["source"] == 4
+    with pytest.raises(UsageError, match="limit is 2"):
+        evaluate(bundle, bad, limit=2)
+    with pytest.raises(UsageError, match="--source"):
+        evaluate(bundle)
+
+
+def test_json_holds_only_finite_numbers(still):
+    text = json.dumps(still.as_json(), allow_nan=False)
+    assert json.loads(text)["figures"]["realism"]["kid"]["better"] == "lower"
+
+
+def test_no_torch_was_needed():
+    import subprocess
+
+    code = "import sys, rfp.runtime.evaluation; assert not {'torch', 'rfp.train', 'scipy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
