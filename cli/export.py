@@ -21,7 +21,7 @@ def export(
     precisions: Annotated[
         str,
         typer.Option(
-            "--precision", help="Precisions, with commas between: fp32. One that suits the format if not given."
+            "--precision", help="Precisions, with commas between: fp32, fp16, int8. What suits the format if not given."
         ),
     ] = "",
     steps: Annotated[
@@ -34,6 +34,10 @@ def export(
             metavar="N|WxH,…", help="Sizes in pixels to prove at; that of training and a taller one if not given."
         ),
     ] = "",
+    calibration: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Pictures of domain 0 to calibrate int8 with; the checkpoint's if not given."),
+    ] = None,
     allow_below_floor: Annotated[
         bool, typer.Option("--allow-below-floor", help="Keep graphs that fail their proof; the manifest says so.")
     ] = False,
@@ -56,6 +60,7 @@ def export(
         precisions=_list(precisions),
         steps=steps,
         sizes=[_size(text) for text in _list(sizes)],
+        calibration=calibration,
         allow_below_floor=allow_below_floor,
         name=name,
         licence=licence,
@@ -77,10 +82,19 @@ def _said(outcome: "Outcome") -> str:
         return f"{what}: not kept"
     files = ", ".join(f"{graph.file} ({graph.bytes / 1e6:.1f} MB)" for graph in outcome.graphs)
     kept = " BELOW ITS FLOOR, kept as asked:" if outcome.below_floor else ""
-    return (
+    line = (
         f"{what}:{kept} {files}, {outcome.parity.psnr:.1f} dB to PyTorch over {outcome.parity.steps} steps, "
         f"at most {outcome.parity.grey_levels} grey levels apart"
     )
+    for graph in outcome.graphs:
+        if "left_in_float" in graph.about:
+            left, share = graph.about["left_in_float"], graph.about["multiplications_in_float"]
+            names = ", ".join(left) or "nothing"
+            line += (
+                f"\n  {graph.file}: {len(left)} of {graph.about['layers']} layers left in float "
+                f"({share:.1%} of the multiplications): {names}"
+            )
+    return line
 
 
 def _list(text: str) -> list[str]:

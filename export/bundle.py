@@ -36,6 +36,7 @@ def export_bundle(
     precisions: Sequence[str] = (),
     steps: int | None = None,
     sizes: Sequence[Size] = (),
+    calibration: Path | None = None,
     allow_below_floor: bool = False,
     name: str | None = None,
     licence: str = "",
@@ -52,6 +53,8 @@ def export_bundle(
         precisions: all of them for every format; none takes each format's default.
         steps: Euler steps of the proof and the manifest; None takes the config's.
         sizes: (width, height) in pixels to prove at; none takes the size of training and a taller one.
+        calibration: a folder of pictures for int8, of domain 0 (of domain 1 where the model is generative); None
+            takes the checkpoint's own.
         allow_below_floor: keep graphs below their floor, and say so in the manifest.
 
     Returns:
@@ -67,13 +70,15 @@ def export_bundle(
     if overwrite and output.exists() and not (output / MANIFEST_FILE).is_file():
         raise UsageError(f"{output}: is not a bundle (it has no {MANIFEST_FILE}), so --overwrite leaves it alone")
     wanted = _wanted(formats, precisions)
+    if calibration is not None and "int8" not in {p for some in wanted.values() for p in some}:
+        raise UsageError("--calibration is for int8; add --precision int8")
     note(f"exporting {source}")
     opened = open_source(source, name=name, licence=licence, provenance=provenance, steps=steps, sizes=sizes)
     cases = make_cases(opened)
     with write_folder_aside(output) as folder:
         outcomes = []
         for format_, some in wanted.items():
-            make = _maker(format_, opened, note)
+            make = _maker(format_, opened, note, calibration)
             for precision in some:
                 outcome = _proven(opened, cases, make, format_, precision, folder, allow_below_floor)
                 outcomes.append(outcome)
@@ -101,13 +106,13 @@ def _wanted(formats: Sequence[str], precisions: Sequence[str]) -> dict[str, list
     return wanted
 
 
-def _maker(format_: str, source: Source, note: Callable[[str], None]) -> Maker:
+def _maker(format_: str, source: Source, note: Callable[[str], None], calibration: Path | None) -> Maker:
     """What writes the graphs of a format, of any precision; what they share is made once."""
     match format_:
         case "onnx":
             from .onnx import onnx_maker
 
-            return onnx_maker(source, note)
+            return onnx_maker(source, note, calibration)
         case _:
             raise AssertionError(format_)
 

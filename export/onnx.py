@@ -1,47 +1,104 @@
 """A velocity net, or a codec, as ONNX graphs: dynamic batch, height and width; nothing of this machine left in it."""
 
+import tempfile
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import onnx
+import onnxruntime
 import torch
+from onnx import ModelProto
 from torch import Tensor, nn
 
 from ..runtime.bundle import Bundle
 from ..runtime.codec import open_codec
 from ..runtime.errors import ExportError
+from ..runtime.euler import integrate
 from ..runtime.manifest import METADATA_KEY, ROLES, Manifest
 from ..runtime.velocity import Velocity
 from ..train.codec import VAE
-from .proof import Made, Maker
+from .calibration import trajectories
+from .graph import check, strip, write
+from .half import half
+from .int8 import int8
+from .proof import Made, Maker, psnr
 from .source import Source
 
 OPSET = 20
 """From opset 21 on, GroupNormalization has no CPU kernel in ONNX Runtime and is taken apart: up to 15 % slower."""
 
 
-def onnx_maker(source: Source, note: Callable[[str], None]) -> Maker:
-    """Writes velocity.onnx, and encoder.onnx and decoder.onnx of a latent model; opens them with the runtime."""
+def onnx_maker(source: Source, note: Callable[[str], None], calibration: Path | None = None) -> Maker:
+    """Writes velocity.onnx, and encoder.onnx and decoder.onnx of a latent model; opens them with the runtime.
+
+    `calibration` is a folder of pictures for int8; None takes the checkpoint's.
+    """
+    roles = ROLES if source.manifest.latent else ROLES[:1]
+
+    @cache
+    def float32() -> dict[str, ModelProto]:
+        note("making the ONNX graphs")
+        return {role: float32_graph(source, role) for role in roles}
 
     def make(precision: str, folder: Path) -> Made:
-        files = {role: f"{role}.onnx" for role in (ROLES if source.manifest.latent else ROLES[:1])}
-        note("making the ONNX graphs in fp32")
+        models, about = float32(), dict[str, dict[str, Any]]()
+        if precision == "fp16":
+            models = {role: half(model) for role, model in models.items()}
+        elif precision == "int8":
+            note("calibrating int8, and measuring each layer")
+            models, about = quantised(source, models, calibration)
+        infix = "" if precision == "fp32" else f".{precision}"
+        files = {role: f"{role}{infix}.onnx" for role in roles}
         for role, file in files.items():
-            write(float32_graph(source, role), folder / file)
-        return read_back(source.manifest, folder, files)
+            check(models[role])
+            write(models[role], folder / file)
+            run = optimised_nodes(models[role])
+            note(f"{file}: {len(models[role].graph.node)} nodes, {run} as ONNX Runtime runs it on this CPU")
+        made = opened(source.manifest, {role: (folder / file).read_bytes() for role, file in files.items()})
+        return replace(made, files=files, about=about)
 
     return make
 
 
-def read_back(manifest: Manifest, folder: Path, files: dict[str, str]) -> Made:
-    """What was written, opened by the runtime as `rfp translate` does."""
-    models = [(folder / files[role]).read_bytes() if role in files else b"" for role in ROLES]
-    bundle = Bundle(folder / files["velocity"], manifest, *models)
-    return Made(files, Velocity(bundle, "cpu"), open_codec(bundle, "cpu"))
+def quantised(
+    source: Source, models: dict[str, ModelProto], calibration: Path | None
+) -> tuple[dict[str, ModelProto], dict[str, dict[str, Any]]]:
+    """All graphs in 8 bits, and by role what was left in float."""
+    data = {role: model.SerializeToString() for role, model in models.items()}
+    made, steps = opened(source.manifest, data), source.manifest.default_steps
+    feeds = trajectories(source, made, calibration)
+    runs = [(feeds["velocity"][0]["x"], steps, 0.0, 1.0), (feeds["velocity"][steps]["x"], steps, 1.0, 0.0)]
+    want = [integrate(made.velocity, *run) for run in runs]
+
+    def quality(model: ModelProto) -> float:
+        velocity = opened(source.manifest, data | {"velocity": model.SerializeToString()}).velocity
+        return min(psnr(end, integrate(velocity, *run)) for end, run in zip(want, runs, strict=True))
+
+    done = {role: int8(m, feeds[role], quality if role == "velocity" else None) for role, m in models.items()}
+    return {role: model for role, (model, _) in done.items()}, {role: about for role, (_, about) in done.items()}
 
 
-def float32_graph(source: Source, role: str) -> onnx.ModelProto:
+def opened(manifest: Manifest, graphs: dict[str, bytes]) -> Made:
+    """Serialised graphs, by role, as `rfp translate` runs them on the CPU."""
+    bundle = Bundle(Path("velocity.onnx"), manifest, *(graphs.get(role, b"") for role in ROLES))
+    return Made({}, Velocity(bundle, "cpu"), open_codec(bundle, "cpu"))
+
+
+def optimised_nodes(model: ModelProto) -> int:
+    """How many nodes ONNX Runtime's optimiser makes of a graph on this CPU."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # that the result suits this CPU only is why it is not kept
+        options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
+        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return len(onnx.load(options.optimized_model_filepath, load_external_data=False).graph.node)
+
+
+def float32_graph(source: Source, role: str) -> ModelProto:
     """One graph with the manifest in its metadata, dynamic in batch, height and width.
 
     `velocity` takes `x` [B, C, H, W] float32 and `t` [1] float32, shared by the batch, and gives `velocity` like `x`.
@@ -82,7 +139,7 @@ class _Decode(_Encode):
 
 def _export(
     net: nn.Module, inputs: dict[str, Tensor], output: str, multiple: int, manifest: Manifest, about: str
-) -> onnx.ModelProto:
+) -> ModelProto:
     """Height and width of the first input are multiples of `multiple`; other inputs keep their shape."""
     height, width = torch.export.Dim("h"), torch.export.Dim("w")
     sizes = {0: torch.export.Dim("B"), 2: multiple * height, 3: multiple * width}
@@ -104,7 +161,7 @@ def _export(
             reason = (str(e) or repr(e)).splitlines()[0]
             raise ExportError(f"torch {torch.__version__} could not export this net: {reason}") from e
     assert program is not None
-    model: onnx.ModelProto = program.model_proto
+    model: ModelProto = program.model_proto
     strip(model)
     entry = model.metadata_props.add()
     entry.key, entry.value = METADATA_KEY, manifest.to_json()
@@ -112,28 +169,3 @@ def _export(
     model.doc_string = about
     check(model)
     return model
-
-
-def check(model: onnx.ModelProto) -> None:
-    """Raises ExportError where the graph does not pass ONNX's checker."""
-    try:
-        onnx.checker.check_model(model, full_check=True)
-    except onnx.checker.ValidationError as e:
-        raise ExportError(f"the graph does not pass ONNX's checker: {e}") from e
-
-
-def write(model: onnx.ModelProto, path: Path) -> None:
-    """The same graph gives the same bytes."""
-    path.write_bytes(model.SerializeToString(deterministic=True))
-
-
-def strip(model: onnx.ModelProto) -> None:
-    """Remove what the exporter notes about this machine: paths and stack traces on nodes, values and weights."""
-    graph = model.graph
-    for thing in (*graph.node, *graph.value_info, *graph.initializer, *graph.input, *graph.output, graph):
-        del thing.metadata_props[:]
-        thing.doc_string = ""
-    del model.metadata_props[:]
-    for function in model.functions:
-        for node in function.node:
-            del node.metadata_props[:]

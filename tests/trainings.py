@@ -12,6 +12,7 @@ from rfp.train.config import RFPix2pixModel
 from rfp.train.job import Job
 from rfp.train.reading import validate
 from rfp.train.run import train
+from rfp.train.velocity_net import build_velocity_net
 
 torch.set_num_threads(1)
 
@@ -112,3 +113,25 @@ def assert_same(one: Path, other: Path) -> None:
             assert a == b
             continue
         assert a.keys() == b.keys() and [k for k in a if not torch.equal(a[k], b[k])] == []
+
+
+def write_run(root: Path, phase: str = "velocity", generative: bool = False, **changes: Any) -> Path:
+    """A run folder with a checkpoint of a net that does something."""
+    config = tiny(**changes)
+    torch.manual_seed(1)
+    nets = [build_velocity_net(config) for _ in range(2)]
+    for p in nets[0].parameters():
+        torch.nn.init.normal_(p, std=0.15)
+    tensors = {f"velocity_ema.{k}": v for k, v in nets[0].state_dict().items()}
+    tensors |= {f"velocity_net.{k}": v for k, v in nets[1].state_dict().items()}
+    if phase == "saliency":
+        tensors = {}
+    size = (config.max_size, config.max_size)
+    for place, level in enumerate((70, 190)):
+        tensors[f"samples.domain{place}"] = torch.from_numpy(np.stack([noisy(level, i, size) for i in range(3)]))
+    if generative:
+        del tensors["samples.domain0"]
+    domains = ("random" if generative else "dark", "bright")
+    path = root / "checkpoints" / f"{phase}-00000009.safetensors"
+    ckpt.save(path, ckpt.Checkpoint(config, phase, 9, 0, domains, tensors, generative=generative), {})
+    return root

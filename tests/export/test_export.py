@@ -22,8 +22,7 @@ from rfp.runtime.pixels import to_float, to_uint8
 from rfp.runtime.velocity import Velocity
 from rfp.train import checkpoint as ckpt
 from rfp.train.config import to_json
-from rfp.train.velocity_net import build_velocity_net
-from trainings import TINY, noisy, tiny
+from trainings import TINY, tiny, write_run
 from typer.testing import CliRunner
 
 ATTENTION = TINY["velocity_net"] | {
@@ -32,28 +31,6 @@ ATTENTION = TINY["velocity_net"] | {
     "normalization": "LayerNorm",
 }
 DIT = {"type": "DiT", "patch_size": 2, "hidden_size": 16, "depth": 2, "num_attention_heads": 2}
-
-
-def write_run(root, phase="velocity", generative=False, **changes):
-    """A run folder with a checkpoint of a net that does something."""
-    config = tiny(**changes)
-    torch.manual_seed(1)
-    nets = [build_velocity_net(config) for _ in range(2)]
-    for p in nets[0].parameters():
-        torch.nn.init.normal_(p, std=0.15)
-    tensors = {f"velocity_ema.{k}": v for k, v in nets[0].state_dict().items()}
-    tensors |= {f"velocity_net.{k}": v for k, v in nets[1].state_dict().items()}
-    if phase == "saliency":
-        tensors = {}
-    size = (config.max_size, config.max_size)
-    for place, level in enumerate((70, 190)):
-        tensors[f"samples.domain{place}"] = torch.from_numpy(np.stack([noisy(level, i, size) for i in range(3)]))
-    if generative:
-        del tensors["samples.domain0"]
-    domains = ("random" if generative else "dark", "bright")
-    path = root / "checkpoints" / f"{phase}-00000009.safetensors"
-    ckpt.save(path, ckpt.Checkpoint(config, phase, 9, 0, domains, tensors, generative=generative), {})
-    return root
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,198 @@
+"""float16 and int8 graphs: what stays in float32, what they are calibrated with, their floors, who runs which."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, numpy_helper
+from PIL import Image
+from rfp.cli.main import app
+from rfp.export import onnx as export_onnx_module
+from rfp.export.bundle import export_bundle
+from rfp.export.calibration import trajectories
+from rfp.export.half import half
+from rfp.export.int8 import int8
+from rfp.export.source import open_source
+from rfp.runtime import UsageError, load_bundle, translate
+from rfp.runtime.velocity import Velocity
+from trainings import noisy, write_run
+from typer.testing import CliRunner
+
+FILES = {"fp32": "velocity.onnx", "fp16": "velocity.fp16.onnx", "int8": "velocity.int8.onnx"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def bundle(run, tmp_path_factory):
+    output = tmp_path_factory.mktemp("out") / "bundle"
+    export_bundle(run, output, precisions=["fp32", "fp16", "int8"])
+    return output
+
+
+@pytest.fixture
+def quick(bundle, monkeypatch):
+    """torch's exporter takes seconds: the float32 graph is the one that is there."""
+    monkeypatch.setattr(export_onnx_module, "float32_graph", lambda source, role: onnx.load(bundle / f"{role}.onnx"))
+
+
+def types(path):
+    """The element type of every value of a graph."""
+    graph = onnx.shape_inference.infer_shapes(onnx.load(path)).graph
+    values = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input, *graph.output)}
+    return graph, values | {i.name: i.data_type for i in graph.initializer}
+
+
+def test_one_bundle_holds_all_three_each_with_its_floor_and_parity(bundle):
+    graphs = {g.precision: g for g in load_bundle(bundle).manifest.graphs}
+    assert {p: g.file for p, g in graphs.items()} == FILES
+    assert {p: g.floor["psnr"] for p, g in graphs.items()} == {"fp32": 80, "fp16": 50, "int8": 30}
+    for graph in graphs.values():
+        assert graph.parity["psnr"] >= graph.floor["psnr"] and graph.parity["cases"] == 6 and not graph.below_floor
+    assert graphs["fp32"].parity["psnr"] > graphs["fp16"].parity["psnr"] > graphs["int8"].parity["psnr"]
+    assert graphs["fp16"].bytes < 0.75 * graphs["fp32"].bytes
+
+
+def test_half_keeps_normalisations_the_time_embedding_and_the_door_in_float32(bundle):
+    graph, type_of = types(bundle / FILES["fp16"])
+    assert [type_of[v.name] for v in (*graph.input, *graph.output)] == [TensorProto.FLOAT] * 3
+    kinds = {}
+    for node in graph.node:
+        kinds.setdefault(node.op_type, set()).add(type_of.get(node.input[0]))
+    assert kinds["Conv"] == {TensorProto.FLOAT16}
+    assert kinds["InstanceNormalization"] == kinds["Sin"] == kinds["Cos"] == {TensorProto.FLOAT}
+    for i in graph.initializer:
+        if i.name.endswith(".weight"):
+            assert i.data_type == (TensorProto.FLOAT if i.name.startswith("time.") else TensorProto.FLOAT16), i.name
+
+
+def test_int8_has_u8_activations_s8_weights_of_each_channel_and_says_what_it_left(bundle):
+    graph, type_of = types(bundle / FILES["int8"])
+    of = {out: node for node in graph.node for out in node.output}
+    about = next(g.about for g in load_bundle(bundle).manifest.graphs if g.precision == "int8")
+    convs, left = [n for n in graph.node if n.op_type == "Conv"], []
+    weights = {i.name: i for i in graph.initializer}
+    for conv in convs:
+        x, w = (of.get(name) for name in conv.input[:2])
+        if w is None:
+            left.append(conv.input[1].removesuffix(".weight"))
+            continue
+        assert (x.op_type, type_of[x.input[0]]) == ("DequantizeLinear", TensorProto.UINT8)
+        weight, scales = weights[w.input[0]], numpy_helper.to_array(weights[w.input[1]])
+        assert weight.data_type == TensorProto.INT8 and len(scales) == weight.dims[0]
+    assert left == about["left_in_float"] and len(convs) == about["layers"] > 2 * len(left)
+    assert about["calibration_calls"] == 4
+
+
+def test_calibration_sees_real_trajectories_at_all_t_in_both_directions(run, bundle, tmp_path):
+    source = open_source(run, steps=4)
+    loaded = load_bundle(bundle)
+    made = export_onnx_module.opened(loaded.manifest, {"velocity": loaded.model})
+    calls = trajectories(source, made, None)["velocity"]
+    assert [c["t"].item() for c in calls] == [0, 0.25, 0.5, 0.75, 1, 0.75, 0.5, 0.25]
+    for start, first in ((0, calls[0]), (1, calls[4])):
+        np.testing.assert_allclose(first["x"], source.pictures[start].transpose(0, 3, 1, 2) / 127.5 - 1, atol=1e-6)
+    np.testing.assert_allclose(calls[1]["x"], calls[0]["x"] + made.velocity(calls[0]["x"], 0.0) / 4, atol=1e-6)
+    # From a folder: its pictures forwards, and back from where they arrived.
+    Image.fromarray(noisy(90, 5, (30, 20))).save(tmp_path / "a.png")
+    calls = trajectories(source, made, tmp_path)["velocity"]
+    assert calls[0]["x"].shape == (1, 3, 16, 16) and abs(calls[0]["x"].mean() - (90 / 127.5 - 1)) < 0.1
+    np.testing.assert_allclose(calls[4]["x"], calls[3]["x"] + made.velocity(calls[3]["x"], 0.75) / 4, atol=1e-6)
+
+
+def test_a_calibration_folder_without_pictures_or_without_int8_is_refused(run, tmp_path, quick):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="empty"):
+        export_bundle(run, tmp_path / "b", precisions=["int8"], calibration=tmp_path / "empty")
+    with pytest.raises(UsageError, match="--calibration is for int8"):
+        export_bundle(run, tmp_path / "b", calibration=tmp_path / "empty")
+    assert [p.name for p in tmp_path.iterdir()] == ["empty"]
+
+
+def damaged(make):
+    """A maker of graphs whose output layer is upside down."""
+
+    def wrapped(model, *more):
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        weight = next(i for i in copy.graph.initializer if i.name == "head.2.weight")
+        weight.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(weight), weight.name))
+        return make(copy, *more)
+
+    return wrapped
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_damaged_graph_fails_its_floor_and_the_others_are_kept(run, tmp_path, quick, monkeypatch, precision):
+    name, make = {"fp16": ("half", half), "int8": ("int8", int8)}[precision]
+    monkeypatch.setattr(export_onnx_module, name, damaged(make))
+    floor = {"fp16": 50, "int8": 30}[precision]
+    args = ["export", str(run), "-o", str(tmp_path / "b"), "--precision", f"{precision},fp32"]
+    result = CliRunner().invoke(app, args)
+    assert result.exit_code == 1 and f"onnx {precision}: not kept" in result.stdout
+    message = " ".join(result.stderr.split())
+    assert f"{FILES[precision]}: not kept" in message and f"dB below its floor of {floor} dB" in message
+    assert sorted(p.name for p in (tmp_path / "b").iterdir()) == ["rfp.json", "velocity.onnx"]
+    result = CliRunner().invoke(app, [*args, "--allow-below-floor", "--overwrite"])
+    assert result.exit_code == 0 and "BELOW ITS FLOOR" in result.stdout
+    kept = {g["precision"]: g for g in json.loads((tmp_path / "b" / "rfp.json").read_text())["graphs"]}
+    assert kept[precision]["below_floor"] is True and "below_floor" not in kept["fp32"]
+
+
+def test_exporting_again_gives_the_same_bytes_in_every_precision(run, bundle, tmp_path, quick):
+    export_bundle(run, tmp_path / "again", precisions=["fp32", "fp16", "int8"])
+    for path in bundle.iterdir():
+        assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+@pytest.mark.parametrize("precision", FILES)
+def test_the_runtime_runs_the_precision_that_was_asked_for(bundle, precision):
+    loaded = load_bundle(bundle, precision)
+    assert loaded.model == (bundle / FILES[precision]).read_bytes() and loaded.path.name == FILES[precision]
+    x = np.zeros((2, 3, 16, 16), np.float32)
+    assert Velocity(loaded, "cpu")(x, 0.5).shape == x.shape
+
+
+def test_without_being_asked_cuda_gets_half_the_rest_float32_and_nobody_int8(bundle, monkeypatch):
+    assert load_bundle(bundle).path.name == FILES["fp32"]
+    monkeypatch.setattr("rfp.runtime.network.choose_device", lambda device: "cuda" if device == "auto" else device)
+    assert load_bundle(bundle, device="auto").path.name == FILES["fp16"]
+    assert (
+        load_bundle(bundle, device="cpu").path.name == load_bundle(bundle, device="coreml").path.name == FILES["fp32"]
+    )
+
+
+def test_a_precision_that_is_not_there_is_an_error(bundle, tmp_path):
+    with pytest.raises(UsageError, match="precision 'fp64' is not known; wanted fp32, fp16, int8"):
+        load_bundle(bundle, "fp64")
+    with pytest.raises(UsageError, match="is one graph, of one precision"):
+        load_bundle(bundle / "velocity.onnx", "int8")
+    with pytest.raises(UsageError, match="is loaded already"):
+        translate(load_bundle(bundle), [tmp_path], tmp_path / "out", precision="int8")
+    values = json.loads((bundle / "rfp.json").read_text())
+    values["graphs"] = [g for g in values["graphs"] if g["precision"] == "fp16"]
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "rfp.json").write_text(json.dumps(values))
+    (tmp_path / "one" / FILES["fp16"]).write_bytes((bundle / FILES["fp16"]).read_bytes())
+    with pytest.raises(UsageError, match=r"no ONNX graph of precision 'int8' \(there: fp16\); .*--precision int8"):
+        load_bundle(tmp_path / "one", "int8")
+    assert load_bundle(tmp_path / "one").path.name == FILES["fp16"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--format", "tflite"], "--format 'tflite' is not known"),
+        (["--format", ","], "--format is empty"),
+        (["--precision", "fp64"], "--precision 'fp64' is not known for onnx; wanted one or more of fp32, fp16, int8"),
+        (["--sizes", "big"], "--sizes: 'big' is no size"),
+        (["--sizes", "15x16"], "wanted multiples of 2"),
+    ],
+)
+def test_options_out_of_range_are_refused(run, tmp_path, options, said):
+    result = CliRunner().invoke(app, ["export", str(run), "-o", str(tmp_path / "b"), *options])
+    assert result.exit_code == 2 and said in " ".join(result.stderr.split()) and not (tmp_path / "b").exists()
