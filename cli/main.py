@@ -11,6 +11,7 @@ from .demo import demo
 from .evaluate import evaluate
 from .export import export
 from .generate import generate
+from .info import info
 from .split import split
 from .train import train
 from .translate import translate
@@ -47,6 +48,7 @@ def root() -> None:
 
 app.command()(train)
 app.command()(export)
+app.command()(info)
 app.command()(translate)
 app.command()(evaluate)
 app.command()(split)

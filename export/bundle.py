@@ -1,11 +1,11 @@
 """A checkpoint becomes a bundle: graphs, each proven against PyTorch or not kept, and the manifest; all or nothing."""
 
-import hashlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..runtime.bundle import digest
 from ..runtime.errors import ExportError, UsageError
 from ..runtime.files import write_folder_aside
 from ..runtime.manifest import MANIFEST_FILE, Graph
@@ -151,20 +151,3 @@ def _graph(
     sha256, size = digest(path)
     figures, about = parity.figures(), made.about.get(role, {})
     return Graph(path.name, precision, sha256, size, figures, role, format_, floor.figures(), below, about)
-
-
-def digest(path: Path) -> tuple[str, int]:
-    """sha256 and bytes of a file; of a folder, over the path and the sha256 of each file in it, in order of paths."""
-    if path.is_file():
-        data = path.read_bytes()
-        return hashlib.sha256(data).hexdigest(), len(data)
-    whole, size = hashlib.sha256(), 0
-    for file in _files(path):
-        sha256, n = digest(file)
-        whole.update(f"{file.relative_to(path).as_posix()}\0{sha256}\n".encode())
-        size += n
-    return whole.hexdigest(), size
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    yield from sorted((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.relative_to(folder).as_posix())

@@ -73,13 +73,32 @@ def opened(bundle: Bundle | str | Path, precision: str | None, device: str) -> B
 
 
 def _from_folder(folder: Path, precision: str | None, device: str) -> Bundle:
-    where = folder / MANIFEST_FILE
-    text = _read(where, f"is {folder} a folder that `rfp export` wrote?")
-    manifest = Manifest.from_json(text.decode("utf-8", errors="replace"), str(where))
+    manifest = read_manifest(folder)
     roles = ROLES if manifest.latent is not None else ROLES[:1]
-    chosen = _choose(where, manifest, precision, device)
+    chosen = _choose(folder / MANIFEST_FILE, manifest, precision, device)
     path, *rest = (_graph(folder, manifest, role, chosen) for role in roles)
     return Bundle(path[0], manifest, path[1], *(model for _, model in rest))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a bundle folder. Raises BundleError."""
+    where = folder / MANIFEST_FILE
+    text = _read(where, f"is {folder} a folder that `rfp export` wrote?")
+    return Manifest.from_json(text.decode("utf-8", errors="replace"), str(where))
+
+
+def digest(path: Path) -> tuple[str, int]:
+    """sha256 and bytes of a file; of a folder, over the path and the sha256 of each file in it, in order of paths."""
+    if path.is_file():
+        with path.open("rb") as f:
+            return hashlib.file_digest(f, "sha256").hexdigest(), path.stat().st_size
+    whole, size = hashlib.sha256(), 0
+    files = sorted((p.relative_to(path).as_posix(), p) for p in path.rglob("*") if p.is_file())
+    for name, file in files:
+        sha256, n = digest(file)
+        whole.update(f"{name}\0{sha256}\n".encode())
+        size += n
+    return whole.hexdigest(), size
 
 
 def _choose(where: Path, manifest: Manifest, precision: str | None, device: str) -> str:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..runtime.description import PHASES as PHASES
 from ..runtime.errors import CheckpointError, ConfigError, UsageError
 from ..runtime.files import write_aside
 from .codec import VAE, Codec, Identity
@@ -28,7 +29,6 @@ from .saliency import SaliencyNet, build_saliency_net
 from .velocity_net import VelocityNet, build_velocity_net
 
 FORMAT = 1
-PHASES = ("codec", "saliency", "velocity")
 Tensors = dict[str, Tensor]
 Net = TypeVar("Net", bound=nn.Module)
 

@@ -1,16 +1,22 @@
 import json
+from dataclasses import fields
+from pathlib import Path
 
 import bundles
 import numpy as np
 import onnx
 import pytest
-from rfp.runtime import BundleError, Manifest, UsageError, load_bundle
+from rfp.runtime import BundleError, Graph, Manifest, UsageError, load_bundle
+from rfp.runtime.manifest import Latent
 from rfp.runtime.velocity import Velocity
 
 
 @pytest.fixture
 def folder(tmp_path):
     return bundles.write_bundle(tmp_path / "b", bundles.identity())
+
+
+SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "manifest.schema.json").read_text(encoding="utf-8"))
 
 
 def edit(folder, **changes):
@@ -35,36 +41,64 @@ def test_a_lone_graph_describes_itself(folder):
     assert lone.model == whole.model
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"image_size": "64"}, "image_size: found '64'"),
-        ({"image_size": True}, "image_size"),
-        ({"image_size": 10**9}, "image_size"),
-        ({"multiple": 0}, "multiple"),
-        ({"default_steps": 1.5}, "default_steps"),
-        ({"domains": ["cats"]}, "domains"),
-        ({"domains": ["cats", 3]}, "domains"),
-        ({"channels": 4}, "channels"),
-        ({"pixel_range": [0, 1]}, "pixel_range"),
-        ({"licence": None}, "licence"),
-        ({"training": []}, "training"),
-        ({"generative": "yes"}, "generative: found 'yes', wanted true or false"),
-        ({"generative": 1}, "generative"),
-        ({"graphs": {}}, "graphs"),
-        ({"graphs": [3]}, r"graphs\[0\]"),
-        ({"name": ...}, "name: missing"),
-        ({"colour": 1}, "colour: not a key"),
-        ({"format_version": 2}, "newer rfp: format_version 2"),
-        ({"format_version": 0}, "format_version"),
-        ({"format_version": "1"}, "format_version"),
-    ],
-)
+GRAPH = {"file": "v.onnx", "precision": "fp32", "sha256": "0" * 64, "bytes": 1}
+MISTAKES = [
+    ({"image_size": "64"}, "image_size: found '64'"),
+    ({"image_size": True}, "image_size"),
+    ({"image_size": 10**9}, "image_size"),
+    ({"multiple": 0}, "multiple"),
+    ({"default_steps": 1.5}, "default_steps"),
+    ({"domains": ["cats"]}, "domains"),
+    ({"domains": ["cats", 3]}, "domains"),
+    ({"channels": 4}, "channels"),
+    ({"pixel_range": [0, 1]}, "pixel_range"),
+    ({"licence": None}, "licence"),
+    ({"training": []}, "training"),
+    ({"generative": "yes"}, "generative: found 'yes', wanted true or false"),
+    ({"generative": 1}, "generative"),
+    ({"graphs": {}}, "graphs"),
+    ({"graphs": [3]}, r"graphs\[0\]"),
+    ({"graphs": [GRAPH | {"precision": "fp64"}]}, "precision: found 'fp64', wanted fp32, fp16, int8"),
+    ({"graphs": [GRAPH | {"format": "tflite"}]}, "format: found 'tflite', wanted onnx, coreml"),
+    ({"graphs": [GRAPH | {"parity": {"psnr": "high"}}]}, "parity"),
+    ({"graphs": [GRAPH | {"floor": [80]}]}, "floor"),
+    ({"graphs": [GRAPH | {"below_floor": 1}]}, "below_floor"),
+    ({"graphs": [GRAPH | {"about": None}]}, "about"),
+    ({"graphs": [GRAPH | {"file": "../x.onnx"}]}, "file"),
+    ({"graphs": [GRAPH | {"sha256": "ab"}]}, "sha256"),
+    ({"graphs": [GRAPH | {"bytes": 0}]}, "bytes"),
+    ({"graphs": [GRAPH | {"colour": 1}]}, r"graphs\[0\].colour: not a key"),
+    ({"name": ...}, "name: missing"),
+    ({"colour": 1}, "colour: not a key"),
+    ({"format_version": 2}, "newer rfp: format_version 2"),
+    ({"format_version": 0}, "format_version"),
+    ({"format_version": "1"}, "format_version"),
+]
+
+
+@pytest.mark.parametrize(("changes", "said"), MISTAKES)
 def test_a_wrong_manifest_is_refused_with_the_place_and_what_was_wanted(folder, changes, said):
     edit(folder, **changes)
     with pytest.raises(BundleError, match=said) as e:
         load_bundle(folder)
     assert "rfp.json" in str(e.value)
+
+
+def test_the_published_schema_has_the_manifests_keys():
+    for cls, part in (
+        (Manifest, SCHEMA),
+        (Graph, SCHEMA["$defs"]["graph"]),
+        (Latent, SCHEMA["properties"]["latent"]["anyOf"][1]),
+    ):
+        assert part["properties"].keys() == {f.name for f in fields(cls)} and not part["additionalProperties"]
+
+
+@pytest.mark.parametrize(("changes", "said"), [({}, ""), *MISTAKES])
+def test_the_published_schema_refuses_what_rfp_refuses(folder, changes, said):
+    jsonschema = pytest.importorskip("jsonschema", reason="pip install '.[dev]'")
+    edit(folder, **changes)
+    wrong = list(jsonschema.Draft202012Validator(SCHEMA).iter_errors(json.loads((folder / "rfp.json").read_text())))
+    assert bool(wrong) == bool(changes), wrong
 
 
 @pytest.mark.parametrize("name", ["../velocity.onnx", "/etc/passwd", "a/b.onnx", "a\\b.onnx", "C:b.onnx", "..", ""])
