@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from .net_config import Augmentation, Channels, Positive, Strict, Weight
+from .net_config import Augmentation, Channels, DoesNotFit, Positive, Strict, Weight
 
 
 class IdentityConfig(Strict):
@@ -104,19 +104,21 @@ class VAEConfig(Strict):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "VAEConfig":
-        problems = []
+        problems: list[tuple[tuple[str, ...], str]] = []
+        sizes, weights = ("train_minibatch_size", "train_batch_size"), ("l1_weight", "perceptual_weight")
         if self.train_minibatch_size > self.train_batch_size:
-            problems.append("train_minibatch_size is larger than train_batch_size")
+            problems.append((sizes, "train_minibatch_size is larger than train_batch_size"))
         if not self.l1_weight and not self.perceptual_weight:
-            problems.append("l1_weight and perceptual_weight are both 0: nothing to learn from")
+            problems.append((weights, "l1_weight and perceptual_weight are both 0: nothing to learn from"))
         if self.perceptual_weight and self.perceptual_weights is None:
-            problems.append(
+            about = (
                 f"perceptual_weight {self.perceptual_weight} needs the ImageNet weights of {self.perceptual_backbone}: "
                 'give the file with "perceptual_weights" (--set codec.perceptual_weights=PATH; torchvision has it at '
                 "https://docs.pytorch.org/vision/stable/models.html), or set perceptual_weight to 0"
             )
+            problems.append((("perceptual_weight", "perceptual_weights"), about))
         if problems:
-            raise ValueError("; ".join(problems))
+            raise DoesNotFit(problems)
         return self
 
 

@@ -15,6 +15,7 @@ from .net_config import (
     Augmentation,
     ConvSaliencyNet,
     DiTConfig,
+    DoesNotFit,
     Positive,
     ResNetSaliencyNet,
     Strict,
@@ -139,32 +140,37 @@ class RFPix2pixModel(Strict):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "RFPix2pixModel":
-        problems = []
+        problems: list[tuple[tuple[str, ...], str]] = []
         if self.max_size % self.multiple:
             codec = f" times the codec's {self.codec.factor}" if self.codec.factor > 1 else ""
-            problems.append(
+            about = (
                 f"max_size {self.max_size} is not a multiple of the velocity net's {self.velocity_net.multiple}{codec}"
             )
+            problems.append((("max_size", "velocity_net", "codec"), about))
         if self.train_minibatch_size > self.train_batch_size:
-            problems.append("train_minibatch_size is larger than train_batch_size")
+            about = "train_minibatch_size is larger than train_batch_size"
+            problems.append((("train_minibatch_size", "train_batch_size"), about))
         net = self.saliency_net
         pretrained = isinstance(net, ResNetSaliencyNet) and (net.pretrained or net.weights is not None)
         if self.pairs_by == "structure" and self.structure_embedder == "backbone" and not pretrained:
-            problems.append(
+            about = (
                 "structure_embedder backbone needs a saliency_net with pretrained weights: a ResNetSaliencyNet with "
                 '"pretrained": true or "weights": PATH; or choose another structure_embedder'
             )
+            problems.append((("structure_embedder", "saliency_net", "structure_pairing", "coupling"), about))
         if self.structure_weights is not None and not self.structure_embedder.startswith("dinov2_"):
-            problems.append(
-                f"structure_weights is for dinov2_*, not for structure_embedder {self.structure_embedder}"
-                + ("; give saliency_net.weights" if self.structure_embedder == "backbone" else "")
+            about = f"structure_weights is for dinov2_*, not for structure_embedder {self.structure_embedder}" + (
+                "; give saliency_net.weights" if self.structure_embedder == "backbone" else ""
             )
+            problems.append((("structure_weights", "structure_embedder"), about))
         if self.structure_pairing and self.coupling not in (None, "structure"):
-            problems.append(f"coupling {self.coupling} contradicts structure_pairing true: leave out one of the two")
+            about = f"coupling {self.coupling} contradicts structure_pairing true: leave out one of the two"
+            problems.append((("coupling", "structure_pairing"), about))
         if not self.flow_loss_weight and not self.saliency_loss_weight:
-            problems.append("flow_loss_weight and saliency_loss_weight are both 0: nothing to learn from")
+            about = "flow_loss_weight and saliency_loss_weight are both 0: nothing to learn from"
+            problems.append((("flow_loss_weight", "saliency_loss_weight"), about))
         if problems:
-            raise ValueError("; ".join(problems))
+            raise DoesNotFit(problems)
         return self
 
     @property

@@ -11,6 +11,14 @@ Channels = Annotated[int, Field(ge=1, le=16384)]
 """Bounded, like every size of a net: a config comes with a checkpoint, which may come from a stranger."""
 
 
+class DoesNotFit(ValueError):
+    """Keys that are right by themselves and do not go together: for each mistake the keys, and what is wrong."""
+
+    def __init__(self, mistakes: list[tuple[tuple[str, ...], str]]) -> None:
+        super().__init__("; ".join(text for _, text in mistakes))
+        self.mistakes = mistakes
+
+
 class Strict(BaseModel):
     """Unknown keys are errors, and so are numbers written as strings."""
 
@@ -50,16 +58,27 @@ class UNetConfig(Strict):
     @model_validator(mode="after")
     def _heads_divide_channels(self) -> "UNetConfig":
         factors = [self.patch_size * 2**level for level in range(len(self.ch_mult))]
+        heads: tuple[str, ...] = (
+            "num_attention_heads",
+            "model_channels",
+            "ch_mult",
+            "attention_resolutions",
+            "patch_size",
+        )
         problems = [
-            f"num_attention_heads {self.num_attention_heads} does not divide the {self.model_channels * m} channels "
-            f"at 1/{factor}"
+            (
+                heads,
+                f"num_attention_heads {self.num_attention_heads} does not divide the {self.model_channels * m} "
+                f"channels at 1/{factor}",
+            )
             for factor, m in zip(factors, self.ch_mult, strict=True)
             if factor in self.attention_resolutions and self.model_channels * m % self.num_attention_heads
         ]
         if unknown := [r for r in self.attention_resolutions if r not in factors]:
-            problems.append(f"attention_resolutions {unknown}: this net has the downsampling factors {factors}")
+            about = f"attention_resolutions {unknown}: this net has the downsampling factors {factors}"
+            problems.append((("attention_resolutions", "ch_mult", "patch_size"), about))
         if problems:
-            raise ValueError("; ".join(problems))
+            raise DoesNotFit(problems)
         return self
 
 
@@ -84,15 +103,15 @@ class DiTConfig(Strict):
 
     @model_validator(mode="after")
     def _widths_divide(self) -> "DiTConfig":
-        problems = []
+        problems: list[tuple[tuple[str, ...], str]] = []
         if self.hidden_size % 4:
-            problems.append(f"hidden_size {self.hidden_size} is not a multiple of 4: a sine and a cosine for each axis")
+            about = f"hidden_size {self.hidden_size} is not a multiple of 4: a sine and a cosine for each axis"
+            problems.append((("hidden_size",), about))
         if self.hidden_size % self.num_attention_heads:
-            problems.append(
-                f"num_attention_heads {self.num_attention_heads} does not divide hidden_size {self.hidden_size}"
-            )
+            about = f"num_attention_heads {self.num_attention_heads} does not divide hidden_size {self.hidden_size}"
+            problems.append((("num_attention_heads", "hidden_size"), about))
         if problems:
-            raise ValueError("; ".join(problems))
+            raise DoesNotFit(problems)
         return self
 
 

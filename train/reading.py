@@ -3,6 +3,7 @@
 import difflib
 import json
 import os
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 from ..runtime.errors import ConfigError
 from ..runtime.media import paths
 from .config import RFPix2pixModel, nets
-from .net_config import Strict
+from .net_config import DoesNotFit, Strict
 
 PRESETS = Path(__file__).parent.parent / "configs"
 
@@ -40,8 +41,8 @@ def load_config(name_or_path: str, overrides: list[str] | None = None, dev: bool
     (path,) = paths([name_or_path])
     if not os.path.isfile(path) or path.stem == "schema":  # noqa: PTH113 (pathlib's raises for a name too long)
         if name_or_path not in presets():
-            near = _nearest(name_or_path, presets())
-            raise ConfigError(f"{name_or_path}: neither a file nor a preset{near}. Presets: {', '.join(presets())}")
+            near = _nearest(name_or_path, presets()) or "."
+            raise ConfigError(f"{name_or_path}: neither a file nor a preset{near} Presets: {', '.join(presets())}")
         path = PRESETS / f"{name_or_path}.json"
     try:
         text = path.read_text(encoding="utf-8")
@@ -56,7 +57,7 @@ def override(values: dict[str, Any], overrides: list[str], dev: bool, where: str
         values |= DEV
     for assignment in overrides:
         _apply(values, assignment)
-    return validate(values, where)
+    return validate(values, f"{where} with --set" if overrides else where)
 
 
 def parse_json(text: str, where: str) -> dict[str, Any]:
@@ -101,9 +102,53 @@ def validate(values: dict[str, Any], where: str = "config") -> RFPix2pixModel:
     try:
         return RFPix2pixModel.model_validate(values)
     except ValidationError as e:
-        lines = [_explain(error) for error in e.errors()]
+        lines = _mistakes(values, e)
         count = "1 mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
         raise ConfigError(f"{where}: {count}\n" + "\n".join(f"  {line}" for line in lines)) from e
+
+
+def _mistakes(values: dict[str, Any], error: ValidationError | None) -> list[str]:
+    """All of them. pydantic compares keys with one another only where each is right by itself, so it is asked again
+    without the wrong ones; what then does not fit counts only if it is not about those."""
+    lines: list[str] = []
+    wrong: set[tuple[str, ...]] = set()
+    values = {k: dict(v) if isinstance(v, dict) else v for k, v in values.items()}
+    while error is not None:
+        found, before = set[tuple[str, ...]](), len(wrong)
+        for each in error.errors():
+            if isinstance(misfit := each.get("ctx", {}).get("error"), DoesNotFit):
+                here = _key(each["loc"])
+                about = [({(*here, key) for key in keys}, text) for keys, text in misfit.mistakes]
+                lines += [".".join([*here, text]) for keys, text in about if not _touch(keys, wrong)]
+                found |= set[tuple[str, ...]]().union(*(keys for keys, _ in about))
+            else:
+                lines.append(_explain(each))
+                found.add(_key(each["loc"]))
+        wrong |= found
+        for *parents, last in filter(None, found):
+            if isinstance(holder := values.get(parents[0]) if parents else values, dict):
+                holder.pop(last, None)
+        error = _error(values) if len(wrong) > before else None
+    return lines
+
+
+def _touch(keys: set[tuple[str, ...]], wrong: set[tuple[str, ...]]) -> bool:
+    """Whether one of the keys is wrong by itself, or holds a key that is."""
+    return any(path[: len(key)] == key for key in keys for path in wrong)
+
+
+def _error(values: dict[str, Any]) -> ValidationError | None:
+    try:
+        RFPix2pixModel.model_validate(values)
+    except ValidationError as e:
+        return e
+    return None
+
+
+def _key(loc: tuple[Any, ...]) -> tuple[str, ...]:
+    """The path of the key that an error is about, without the union's tag and without places in lists."""
+    names = [part for i, part in enumerate(loc) if not (i == 1 and part in MODELS)]
+    return tuple(takewhile(lambda part: isinstance(part, str), names))
 
 
 def _explain(error: Any) -> str:

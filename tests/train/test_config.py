@@ -76,6 +76,40 @@ def test_all_mistakes_come_at_once_each_with_its_path_and_the_nearest_key():
         assert line in text, text
 
 
+def test_what_does_not_fit_together_comes_beside_what_is_wrong_by_itself():
+    text = complaint(
+        {
+            "max_sise": 128,
+            "train_batch_size": 4,
+            "train_minibatch_size": 8,
+            "structure_pairing": True,
+            "coupling": "random",
+            "flow_loss_weight": -1,
+            "saliency_loss_weight": 0,
+            "max_size": 100,
+            "velocity_net": {"attention_resolutions": [3], "activation": "Swish"},
+            "codec": {"type": "VAE", "l1_weight": 0, "train_batch_size": 8},
+        }
+    )
+    assert text.splitlines()[1:] == [
+        "  flow_loss_weight: input should be greater than or equal to 0, found -1",
+        "  codec.train_minibatch_size is larger than train_batch_size",
+        "  codec.l1_weight and perceptual_weight are both 0: nothing to learn from",
+        "  velocity_net.activation: 'Swish' is not one of SiLU, GELU, ReLU",
+        "  max_sise: unknown key; did you mean max_size?",
+        "  velocity_net.attention_resolutions [3]: this net has the downsampling factors [1, 2, 4, 8, 16]",
+        "  train_minibatch_size is larger than train_batch_size",
+        "  coupling random contradicts structure_pairing true: leave out one of the two",
+    ], text  # not: the size, which nobody can judge before the net is right; nor the weights, of which one is wrong
+    assert text.startswith("here: 8 mistakes")
+
+
+def test_a_mistake_is_not_compared_by_the_default_that_stands_in_for_it():
+    assert "1 mistake\n" in complaint({"train_batch_size": "48", "train_minibatch_size": 512})
+    assert "1 mistake\n" in complaint({"velocity_net": {"ch_mult": "x", "attention_resolutions": [64]}})
+    assert "1 mistake\n" in complaint({"max_size": 24, "velocity_net": "UNet"})
+
+
 def test_a_key_belongs_to_the_net_of_its_type():
     text = complaint({"saliency_net": {"type": "ConvSaliencyNet", "backbone": "resnet18"}})
     assert "saliency_net.backbone: unknown key" in text
