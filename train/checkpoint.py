@@ -125,7 +125,10 @@ def save(path: Path, checkpoint: Checkpoint, state: Tensors) -> None:
     for target, tensors in ((state_path(path), state), (path, checkpoint.tensors)):
         whole = {k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}
         with write_aside(target) as partial:
+            partial.touch()
+            mode = partial.stat().st_mode  # what the umask gives any file; safetensors makes its own for nobody else
             save_file(whole, partial, {"rfp": json.dumps(about)})
+            partial.chmod(mode)
 
 
 def load(path: Path) -> Checkpoint:

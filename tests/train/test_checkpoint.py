@@ -43,6 +43,12 @@ def test_a_checkpoint_comes_back_as_it_was(made):
     assert loaded.saliency() is None and not any(p.requires_grad for p in loaded.velocity().parameters())
 
 
+def test_a_checkpoint_may_be_read_by_whom_the_umask_lets(made):
+    made[0].with_name("any").touch()
+    modes = {p.name: p.stat().st_mode for p in made[0].parent.iterdir()}
+    assert len(modes) == 3 and len(set(modes.values())) == 1, modes
+
+
 def test_loaded_tensors_are_as_aligned_as_torchs_own(made):
     """Kernels round differently on odd addresses, and resuming must not change a bit."""
     tensors = ckpt.load(made[0]).tensors.values()
