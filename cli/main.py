@@ -1,11 +1,12 @@
 """The `rfp` command: thin commands; heavy imports stay inside command bodies."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from .. import __version__
 from ..runtime.errors import RfpError
 from .demo import demo
 from .evaluate import evaluate
@@ -41,8 +42,18 @@ app = typer.Typer(
 )
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"rfp {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def root() -> None:
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
     """Learn to turn one kind of picture into another from two folders, without pairs."""
 
 

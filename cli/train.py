@@ -100,8 +100,6 @@ def _train(job: "Job", dry_run: bool) -> list[str]:
         if dry_run:
             lines = plan(job, report)
             return lines if ranks.first() else []
-        if ranks.first():
-            report.note(f"run: {job.folder}")
         try:
             run(job, report)
         except Interrupted:

@@ -30,6 +30,8 @@ FREE_TO_CHANGE = frozenset(
     }
 )
 """Config keys that may differ when a run is gone on with."""
+FREE_IN_PHASE_1 = frozenset({"saliency_max_steps", "saliency_accuracy_threshold"})
+"""Those that may differ as long as the classifier is not finished: where its phase ends."""
 
 
 @dataclass(frozen=True)
@@ -106,11 +108,13 @@ def read_run(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: cannot be read: {e!r}") from e
 
 
-def same_training(job: Job) -> None:
+def same_training(job: Job, resumed: ckpt.Checkpoint) -> None:
+    """Raise UsageError where the run in the job's folder, which is at `resumed`, was trained otherwise than it says."""
+    free = FREE_TO_CHANGE if resumed.finished("saliency") else FREE_TO_CHANGE | FREE_IN_PHASE_1
     path = job.folder / "config.json"
     old = to_json(validate(parse_json(path.read_text(encoding="utf-8"), str(path)), str(path)))
     new = to_json(job.config)
-    if changed := [k for k in new if k not in FREE_TO_CHANGE and new[k] != old.get(k)]:
+    if changed := [k for k in new if k not in free and new[k] != old.get(k)]:
         raise UsageError(
             f"{job.folder} was trained with another config ({', '.join(changed)} differ); give the config it has, "
             f"another --run-id, or start anew from its weights with --checkpoint {job.folder} --run-id NEW"

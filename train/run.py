@@ -200,11 +200,12 @@ def open_run(job: Job, report: Reporter, dry_run: bool = False) -> Run:
     check_loggers(job.log)
     if job.config.mixed_precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
         raise UsageError("mixed_precision bf16: this GPU does not compute in it; --set mixed_precision=no")
-    start = next(iter(ckpt.checkpoints(job.folder)[::-1]), job.start)
+    own = ckpt.checkpoints(job.folder)
+    start = own[-1] if own else job.start
     resumed = ckpt.load(start) if start else None
     state = ckpt.load_state(start) if start and ckpt.state_path(start).is_file() else {}
-    if (job.folder / "config.json").is_file():
-        same_training(job)
+    if resumed and own and (job.folder / "config.json").is_file():
+        same_training(job, resumed)  # a folder without checkpoints holds nothing that another config would spoil
     if resumed:
         same_nets(resumed, job.config, f"{start}")
     parts = take_parts(job.config, job.parts, read_run(job.folder).get("parts", {}), job.only, resumed)
@@ -248,6 +249,7 @@ def train(job: Job, report: Reporter) -> Path:
     if run.config.pairs_by == "structure":
         find_weights(run.config)
     if ranks.first():
+        report.note(f"run: {run.folder}")
         run.folder.mkdir(parents=True, exist_ok=True)
         write_json(run.folder / "config.json", to_json(run.config))
         write_json(run.folder / "run.json", describe(job))

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..runtime.errors import TrainingError
 from . import checkpoint as ckpt
 from . import ranks
 from .augment import augment, lots
@@ -71,7 +72,8 @@ def train_saliency(run: Run, codec: Codec) -> SaliencyNet:
                 frozen = False
             elif reached >= config.saliency_accuracy_threshold:
                 bound = step
-        run.log("saliency", step, bound, {"loss": loss, "accuracy": reached})
+        judged = {"accuracy": reached} if step >= EVALUATE_EVERY or step == bound else {}
+        run.log("saliency", step, bound, {"loss": loss, **judged})
         if step == bound:
             break
         if run.stop.is_set():
@@ -79,7 +81,12 @@ def train_saliency(run: Run, codec: Codec) -> SaliencyNet:
             raise Interrupted
         if step % config.checkpoint_every == 0:
             save(done=False)
-    if warning := require_features(reached, config.saliency_accuracy_threshold, step):
+    try:
+        warning = require_features(reached, config.saliency_accuracy_threshold, step)
+    except TrainingError:
+        save(done=False)  # with a higher bound the same run goes on
+        raise
+    if warning:
         run.report.note(warning)
     run.report.note(f"classifier: {reached:.1%} of held-out pictures right after {step} steps")
     save(done=True)

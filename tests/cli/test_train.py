@@ -180,6 +180,13 @@ def test_another_config_under_the_same_id_is_refused(work):
     assert result.exit_code == 2 and "(learning_rate differ)" in result.stderr
 
 
+def test_the_version_is_said_and_what_cannot_start_names_no_run(work):
+    result = CliRunner().invoke(app, ["--version"])
+    assert result.exit_code == 0 and re.fullmatch(r"rfp \d+\.\d+\.\d+\n", result.stdout)
+    result = rfp("-c", "quick.json", "-d0", "nowhere", "-d1", "bright")
+    assert result.exit_code == 2 and "run:" not in result.output and not (work / "runs").exists()
+
+
 def test_training_that_fails_exits_1(work):
     result = rfp(*ALL, "--set", "learning_rate=1e30", "--set", "warmup_images=0", "--set", "train_images=200")
     assert result.exit_code == 1 and "not finite" in result.stderr and "Traceback" not in result.output

@@ -159,6 +159,34 @@ def test_another_config_seed_or_domain_in_the_same_folder_is_refused_by_name(wor
         finish(swapped)
 
 
+def test_a_run_that_has_no_checkpoint_yet_may_be_begun_anew_with_another_config(work, tmp_path):
+    def there(**changes):
+        return Job(tiny(**changes), (work / "dark",), (work / "bright",), tmp_path / "run", device="cpu")
+
+    with pytest.raises(UsageError, match="no such file"):
+        finish(there(saliency_net={"type": "ResNetSaliencyNet", "backbone": "resnet18", "weights": "nowhere.pth"}))
+    assert (tmp_path / "run" / "config.json").is_file()
+    finish(there())
+    assert_same(tmp_path / "run", work / "whole")
+
+
+def test_a_blind_classifier_is_kept_and_goes_on_with_a_higher_bound(work, tmp_path, monkeypatch):
+    def there(**changes):
+        return Job(tiny(**changes), (work / "dark",), (work / "bright",), tmp_path / "run", device="cpu")
+
+    with monkeypatch.context() as blind:
+        blind.setattr("rfp.train.saliency_phase.accuracy", lambda *args: 0.5)
+        for _ in range(2):
+            with pytest.raises(TrainingError, match=r"after 3 steps.*only 50.0%.*raise saliency_max_steps"):
+                finish(there(saliency_max_steps=3))
+    assert finish(there()).steps[0] == ("saliency", 4)
+    weights = (ckpt.load(ckpt.find(folder)).tensors for folder in (tmp_path / "run", work / "whole"))
+    one, other = weights
+    assert [k for k in one if not torch.equal(one[k], other[k])] == []
+    with pytest.raises(UsageError, match="saliency_max_steps differ"):  # the classifier is finished
+        finish(there(saliency_max_steps=9))
+
+
 def test_a_longer_training_goes_on_in_the_same_folder(work, tmp_path):
     shutil.copytree(work / "whole", tmp_path / "run")
     longer = Job(tiny(train_images=40), (work / "dark",), (work / "bright",), tmp_path / "run", device="cpu")
