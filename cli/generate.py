@@ -12,7 +12,9 @@ from .report import progress, summary
 
 
 def generate(
-    bundle: Annotated[Path, typer.Argument(help="Folder that `rfp export` wrote, or its velocity.onnx.")],
+    bundle: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", help="Folder that `rfp export` wrote, or its velocity.onnx.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures.")],
     count: Annotated[int, typer.Option("--count", "-n", help="How many pictures.")] = 1,
     seed: Annotated[int, typer.Option(help="Picture i is a function of the seed and i alone.")] = 0,

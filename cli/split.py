@@ -24,7 +24,7 @@ def split(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to sort into.")],
     inputs: Annotated[
-        list[Path] | None, typer.Argument(help="Folders, images, videos or zips.", metavar="[INPUT...]")
+        list[Path] | None, typer.Argument(help="Folders, images, videos or zips.", metavar="INPUT")
     ] = None,
     threshold: Annotated[
         float | None, typer.Option(help="Probability from which a picture is sorted into a domain; 0.7 if not given.")

@@ -12,8 +12,10 @@ from .report import progress, summary
 
 
 def translate(
-    bundle: Annotated[Path, typer.Argument(help="Folder that `rfp export` wrote, or its velocity.onnx.")],
-    inputs: Annotated[list[Path], typer.Argument(help="Folders, images, videos or zips.", metavar="INPUT...")],
+    bundle: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", help="Folder that `rfp export` wrote, or its velocity.onnx.")
+    ],
+    inputs: Annotated[list[Path], typer.Argument(help="Folders, images, videos or zips.", metavar="INPUT")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder; or a file, for one input file.")],
     steps: Annotated[int | None, typer.Option(help="Euler steps; the bundle's own number if not given.")] = None,
     size: Annotated[
