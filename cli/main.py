@@ -13,6 +13,7 @@ from .evaluate import evaluate
 from .export import export
 from .generate import generate
 from .info import info
+from .preview import preview
 from .split import split
 from .train import train
 from .translate import translate
@@ -64,6 +65,7 @@ app.command()(translate)
 app.command()(evaluate)
 app.command()(split)
 app.command()(generate)
+app.command()(preview)
 app.command()(demo)
 
 

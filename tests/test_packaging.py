@@ -42,6 +42,7 @@ def test_the_wheel_holds_every_package_and_preset(wheel: Path) -> None:
         assert {f"rfp/{package}/{p.name}" for p in (ROOT / folder).glob("*.py")} <= names
     assert {f"rfp/configs/{p.name}" for p in (ROOT / "configs").glob("*.json")} <= names
     assert "rfp/configs/schema.json" in names
+    assert {f"rfp/export/site/{p.name}" for p in (ROOT / "export" / "site").iterdir()} <= names
     assert {n.split("/")[0] for n in names if not n.split("/")[0].endswith(".dist-info")} == {"rfp"}
 
 
