@@ -2,12 +2,16 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: demo test check format docs
+.PHONY: demo test test-extra check format docs
 demo: .venv/.installed
 	$(BIN)/rfp demo -o rfp-demo
 
 test: .venv/.installed
 	$(BIN)/python -m pytest
+
+# What needs more than pip brings: each skips with its reason where that is not there.
+test-extra: .venv/.installed
+	$(BIN)/python -m pytest -m extra -rs
 
 # mypy reads an installed copy: an editable install hides rfp.* behind import hooks (CONTRIBUTING.md).
 check: .venv/.installed
