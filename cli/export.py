@@ -17,7 +17,12 @@ def export(
         Path, typer.Argument(metavar="RUN|CHECKPOINT", help="Run folder (its newest checkpoint) or checkpoint file.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Bundle folder to write.")],
-    formats: Annotated[str, typer.Option("--format", help="Formats to write, with commas between: onnx.")] = "onnx",
+    formats: Annotated[
+        str,
+        typer.Option(
+            "--format", help="Formats to write, with commas between: onnx, web (onnx and a page for browsers)."
+        ),
+    ] = "onnx",
     precisions: Annotated[
         str,
         typer.Option(
@@ -71,6 +76,8 @@ def export(
     for outcome in outcomes:
         typer.echo(_said(outcome))
     typer.echo(f"{output}: {sum(len(o.graphs) for o in outcomes)} graphs")
+    if (output / "index.html").is_file():
+        typer.echo(f"look at its page with: rfp preview {output}")
     if failed := [o.error for o in outcomes if o.error]:
         raise ExportError("\n".join(failed))
 

@@ -11,9 +11,12 @@ from ..runtime.files import write_folder_aside
 from ..runtime.manifest import MANIFEST_FILE, Graph
 from .proof import FLOORS, Case, Floor, Made, Maker, Parity, make_cases, prove, shortfall
 from .source import Size, Source, open_source
+from .web import web_runtime, write_page
 
 DEFAULT_PRECISION = {"onnx": "fp32"}
 """By format: what is made where no precision is asked for, and what its files' names do not mention."""
+WEB = "web"
+"""Asked for as a format: ONNX graphs with a page for browsers around them."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def export_bundle(
     A latent model has three graphs for each format and precision (velocity, encoder, decoder), proven together.
 
     Args:
-        formats: of DEFAULT_PRECISION.
+        formats: of DEFAULT_PRECISION, or WEB.
         precisions: all of them for every format; none takes each format's default.
         steps: Euler steps of the proof and the manifest; None takes the config's.
         sizes: (width, height) in pixels to prove at; none takes the size of training and a taller one.
@@ -63,7 +66,8 @@ def export_bundle(
     Raises:
         UsageError: no such run, the output is there already, or an option out of range.
         CheckpointError: the checkpoint is damaged or holds no velocity net.
-        ExportError: nothing could be kept; nothing is left.
+        ExportError: nothing could be kept, or its page not be made; nothing is left.
+        MissingExtraError: a page, and no npm to fetch what it needs.
     """
     if output.exists() and not overwrite:
         raise UsageError(f"{output}: is there already; give another -o, or --overwrite to replace it")
@@ -72,6 +76,7 @@ def export_bundle(
     wanted = _wanted(formats, precisions)
     if calibration is not None and "int8" not in {p for some in wanted.values() for p in some}:
         raise UsageError("--calibration is for int8; add --precision int8")
+    runtime = web_runtime(note) if WEB in formats else None  # exporting takes longer than finding that it is not there
     note(f"exporting {source}")
     opened = open_source(source, name=name, licence=licence, provenance=provenance, steps=steps, sizes=sizes)
     cases = make_cases(opened)
@@ -86,15 +91,17 @@ def export_bundle(
         if not graphs:
             raise ExportError("\n".join(str(o.error) for o in outcomes) + "\nnothing was exported")
         (folder / MANIFEST_FILE).write_text(replace(opened.manifest, graphs=graphs).to_json(), encoding="utf-8")
+        if runtime and any(graph.format == "onnx" for graph in graphs):
+            write_page(folder, runtime)
     return outcomes
 
 
 def _wanted(formats: Sequence[str], precisions: Sequence[str]) -> dict[str, list[str]]:
     """The precisions of each format. Raises UsageError for what is not known."""
-    wanted = {}
-    for format_ in dict.fromkeys(formats):
+    wanted, all_formats = {}, ", ".join([*DEFAULT_PRECISION, WEB])
+    for format_ in dict.fromkeys("onnx" if f == WEB else f for f in formats):
         if format_ not in DEFAULT_PRECISION:
-            raise UsageError(f"--format {format_!r} is not known; wanted one or more of {', '.join(DEFAULT_PRECISION)}")
+            raise UsageError(f"--format {format_!r} is not known; wanted one or more of {all_formats}")
         known = [p for f, p in FLOORS if f == format_]
         wanted[format_] = list(dict.fromkeys(precisions)) or [DEFAULT_PRECISION[format_]]
         if unknown := [p for p in wanted[format_] if p not in known]:
@@ -102,7 +109,7 @@ def _wanted(formats: Sequence[str], precisions: Sequence[str]) -> dict[str, list
                 f"--precision {unknown[0]!r} is not known for {format_}; wanted one or more of {', '.join(known)}"
             )
     if not wanted:
-        raise UsageError(f"--format is empty; wanted one or more of {', '.join(DEFAULT_PRECISION)}")
+        raise UsageError(f"--format is empty; wanted one or more of {all_formats}")
     return wanted
 
 

@@ -12,8 +12,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from ..runtime.bundle import MANIFEST_FILE, Manifest
 from ..runtime.errors import ExportError, MissingExtraError
+from ..runtime.manifest import MANIFEST_FILE, PRECISIONS, Manifest
 from ..train.frame_cache import cache_folder
 
 PACKAGE = "onnxruntime-web"
@@ -31,7 +31,7 @@ RUNTIME_FILES = (
 """Of the package's 37; a visitor fetches two of them."""
 SITE = Path(__file__).parent / "site"
 MOST_BYTES = 1 << 31
-"""Of all graphs together: browsers hold no larger buffer, and WebAssembly addresses 4 GiB in all."""
+"""Of the graphs of a precision together: browsers hold no larger buffer, and WebAssembly addresses 4 GiB in all."""
 
 
 def web_runtime(note: Callable[[str], None] = lambda text: None) -> Path:
@@ -61,11 +61,13 @@ def write_page(folder: Path, runtime: Path) -> None:
         ExportError: the graphs are too large for a browser.
     """
     manifest = Manifest.from_json((folder / MANIFEST_FILE).read_text(encoding="utf-8"), str(folder / MANIFEST_FILE))
-    if (total := sum(graph.bytes for graph in manifest.graphs)) > MOST_BYTES:
-        raise ExportError(
-            f"the graphs are {total / 1e9:.1f} GB together, and browsers hold {MOST_BYTES / 1e9:.1f}; "
-            "no page was written; export without --format web"
-        )
+    onnx = [graph for graph in manifest.graphs if graph.format == "onnx"]
+    for precision in PRECISIONS:
+        if (total := sum(graph.bytes for graph in onnx if graph.precision == precision)) > MOST_BYTES:
+            raise ExportError(
+                f"the {precision} graphs are {total / 1e9:.1f} GB together, and browsers hold {MOST_BYTES / 1e9:.1f}; "
+                "export a lower --precision, or without --format web"
+            )
     for file in sorted(SITE.iterdir()):
         shutil.copyfile(file, folder / file.name)
     (folder / "ort").mkdir()

@@ -36,6 +36,20 @@ export class Flow {
   }
 }
 
+/**
+ * The graphs to run, {role: graph}, all of one precision: fp32 before fp16, or after it with `half` (a GPU that
+ * computes in it), and int8 only where there is nothing else.
+ */
+export function choose({ graphs, latent }, half) {
+  const roles = latent ? ["encoder", "velocity", "decoder"] : ["velocity"];
+  for (const precision of half ? ["fp16", "fp32", "int8"] : ["fp32", "fp16", "int8"]) {
+    const fitting = graphs.filter((g) => g.precision === precision && (g.format ?? "onnx") === "onnx");
+    const chosen = roles.map((role) => [role, fitting.find((g) => (g.role ?? "velocity") === role)]);
+    if (chosen.every(([, graph]) => graph)) return Object.fromEntries(chosen);
+  }
+  throw new Error("rfp.json lists no ONNX graphs of one precision; export the page again");
+}
+
 /** dx/dt = v(x, t) from t0 to t1 by equal Euler steps (arXiv:2209.03003, section 2.2). */
 export async function integrate(velocity, x, steps, t0, t1, onStep = () => {}) {
   const dt = (t1 - t0) / steps, data = Float32Array.from(x.data);

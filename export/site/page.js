@@ -31,10 +31,9 @@ async function start() {
   open();
 }
 
-function describe({ name, domains, generative, image_size, licence, provenance, graphs }) {
+function describe({ name, domains, generative, image_size, licence, provenance }) {
   document.title = name;
-  const mega = graphs.reduce((sum, graph) => sum + graph.bytes, 0) / 1e6;
-  const about = [`${name}: trained at ${image_size} px, ${mega.toFixed(1)} MB`];
+  const about = [`${name}: trained at ${image_size} px`];
   if (licence) about.push(`licence ${licence}`);
   if (provenance) about.push(provenance);
   at("about").textContent = about.join(" · ");

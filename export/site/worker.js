@@ -1,7 +1,7 @@
 // Everything heavy, beside the page: decoding, the graphs in ONNX Runtime, the steps. One run at a time; a newer
 // request ends the one under way.
 
-import { Flow, fit, resize } from "./flow.js";
+import { Flow, choose, fit, resize } from "./flow.js";
 
 let flow, device, source; // source: a promise of an ImageBitmap
 let newest = 0, last = Promise.resolve();
@@ -30,13 +30,11 @@ async function open({ manifest, on }) {
   const threads = self.crossOriginIsolated ? Math.min(navigator.hardwareConcurrency || 1, 8) : 1;
   ort.env.wasm.numThreads = threads;
   ort.env.logLevel = "error";
-  const roles = manifest.latent ? ["encoder", "velocity", "decoder"] : ["velocity"];
-  const graphs = roles.map((role) => manifest.graphs.find((g) => (g.role ?? "velocity") === role && g.file.endsWith(".onnx")));
-  const total = graphs.reduce((sum, graph) => sum + graph.bytes, 0);
-  const sessions = {};
+  const graphs = choose(manifest, gpu && adapter.features.has("shader-f16")), sessions = {};
+  const total = Object.values(graphs).reduce((sum, graph) => sum + graph.bytes, 0);
   let loaded = 0;
-  for (const [i, role] of roles.entries()) {
-    const model = await download(graphs[i], (bytes) => postMessage({ kind: "loading", loaded: (loaded += bytes), total }));
+  for (const [role, graph] of Object.entries(graphs)) {
+    const model = await download(graph, (bytes) => postMessage({ kind: "loading", loaded: (loaded += bytes), total }));
     sessions[role] = await ort.InferenceSession.create(model, { executionProviders: gpu ? ["webgpu"] : ["wasm"] });
   }
   flow = new Flow(manifest, async (role, inputs) => {

@@ -9,19 +9,16 @@ import http.server
 import json
 import os
 import shutil
-import subprocess
-import threading
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import test_export
 import test_latent
 import torch
+from browsers import CHROMIUM, fetch_playwright, image_of, in_chromium, in_node, levels, served
 from PIL import Image
+from rfp.cli.main import app
 from rfp.cli.preview import serve
-from rfp.export.bundle import export_bundle
-from rfp.export.web import web_runtime, write_page
 from rfp.runtime import generate, integrate, load_bundle, translate
 from rfp.runtime.codec import open_codec
 from rfp.runtime.flow import Flow
@@ -30,9 +27,8 @@ from rfp.runtime.pixels import pad_to_multiple, to_float, to_uint8
 from rfp.runtime.velocity import Velocity
 from rfp.train import checkpoint as ckpt
 from trainings import noisy
+from typer.testing import CliRunner
 
-PLAYWRIGHT = "playwright-core@1.65.1"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
 pytestmark = [
     pytest.mark.extra,
@@ -55,8 +51,8 @@ def made(tmp_path_factory):
     def make(name):
         folder = tmp_path_factory.mktemp("made")
         run, site = RUNS[name](folder / "run"), folder / "site"
-        export_bundle(run, site)
-        write_page(site, web_runtime())
+        done = CliRunner().invoke(app, ["export", str(run), "-o", str(site), "--format", "web"])
+        assert done.exit_code == 0, done.output
         return run, site
 
     return make
@@ -64,77 +60,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def modules(tmp_path_factory):
-    """Where playwright-core is."""
-    folder = tmp_path_factory.mktemp("node")
-    command = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(folder), PLAYWRIGHT]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"npm could not fetch {PLAYWRIGHT}: {done.stderr.strip()[-200:]}")
-    return folder / "node_modules"
-
-
-def in_node(code, cwd, **values):
-    """Run a module's body with `values` as constants, and return what it gave to `give` once."""
-    constants = "".join(f"const {name} = {json.dumps(value)};\n" for name, value in values.items())
-    end = "const give = (x) => process.stdout.write(JSON.stringify(x), () => process.exit(0));\n"
-    (cwd / "main.mjs").write_text(constants + end + code, encoding="utf-8")
-    done = subprocess.run(["node", "main.mjs"], cwd=cwd, capture_output=True, text=True, timeout=280, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-PRELUDE = """
-const { chromium } = await import(`${modules}/playwright-core/index.mjs`);
-const usual = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"];
-const browser = await chromium.launch({ executablePath, args: [...usual, ...flags] });
-const context = await browser.newContext({ viewport: { width, height: 860 }, hasTouch: width < 500, isMobile: width < 500 });
-const page = await context.newPage(), requests = [], errors = [];
-context.on("request", (r) => requests.push(r.url()));
-page.on("pageerror", (e) => errors.push(String(e)));
-page.on("console", (m) => m.type() === "error" && !m.text().includes("[W:onnxruntime") && errors.push(m.text()));
-const status = () => page.textContent("#status");
-const settled = async () => {
-  const ended = () => /Ready|px in|Not done|not a picture|could not|not to be had/.test(document.getElementById("status").textContent);
-  await page.waitForFunction(ended, null, { timeout: 240000 });
-  return status();
-};
-const pixels = () => page.evaluate(() => {
-  const { width, height } = document.getElementById("after");
-  const { data } = document.getElementById("after").getContext("2d").getImageData(0, 0, width, height);
-  return { width, height, data: btoa(String.fromCharCode(...data)) };
-});
-await page.goto(url);
-await settled();
-"""
-
-
-def in_chromium(modules, cwd, url, code, flags=(), width=1000, **values):
-    code = PRELUDE + code + "\nawait browser.close();\n"
-    values |= {"executablePath": CHROMIUM, "modules": str(modules), "flags": list(flags), "width": width, "url": url}
-    return in_node(code, cwd, **values)
-
-
-@contextmanager
-def served(server):
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
-        yield f"http://localhost:{server.server_port}/"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-def image_of(given):
-    data = np.frombuffer(base64.b64decode(given["data"]), np.uint8).reshape(given["height"], given["width"], 4)
-    assert (data[..., 3] == 255).all()
-    return data[..., :3]
-
-
-def levels(got, want):
-    assert got.shape == want.shape
-    return np.abs(got.astype(int) - want).max()
+    return fetch_playwright(tmp_path_factory.mktemp("node"))
 
 
 def by_torch(run, file, steps, reverse, short):
@@ -176,7 +102,8 @@ def test_chromium_gives_the_pictures_of_pytorch(made, modules, files, tmp_path, 
           await page.fill("#steps", steps);
           await page.selectOption("#size", size);
           await page.setInputFiles("#file", `${files}/${name}`);
-          results.push([name, Number(steps), Number(size), await page.textContent("#title"), await settled(), await pixels()]);
+          const title = await page.textContent("#title");
+          results.push([name, Number(steps), Number(size), title, await settled(), await pixels()]);
           await page.click("#direction");
         }
       }
@@ -207,7 +134,8 @@ def test_chromium_makes_the_pictures_of_rfp_generate(made, modules, tmp_path, na
     await page.click("#another");
     await settled();
     const hidden = ["#choose", "#film", "#direction"].map((id) => page.isHidden(id));
-    give({ results, errors, seed: await page.inputValue("#seed"), hidden: await Promise.all(hidden), last: await pixels() });
+    give({ results, errors, seed: await page.inputValue("#seed"), hidden: await Promise.all(hidden),
+           last: await pixels() });
     """
     with served(serve(site, 0)) as url:
         told = in_chromium(modules, tmp_path, url, code)
@@ -265,7 +193,8 @@ def test_every_way_into_the_page_and_out_of_it(made, modules, files, tmp_path):
     const damaged = await status();
 
     await page.click("#film");
-    await page.waitForFunction(() => document.getElementById("after").width > 0 && !document.getElementById("camera").hidden);
+    await page.waitForFunction(() => document.getElementById("film").textContent === "Keep this one");
+    await page.waitForFunction(() => document.getElementById("after").width > 0);
     await settled();
     await page.click("#film");
     await page.waitForFunction(() => document.getElementById("camera").hidden);
@@ -273,7 +202,8 @@ def test_every_way_into_the_page_and_out_of_it(made, modules, files, tmp_path):
     shown.camera = await pixels();
     const scrolls = await page.evaluate(() => document.documentElement.scrollWidth > innerWidth);
     const inside = await page.evaluate(() => document.querySelectorAll("h1 img, button img").length);
-    give({ shown, dragged, pressed, refused, damaged, scrolls, inside, name: file.suggestedFilename(), errors, requests });
+    const name = file.suggestedFilename();
+    give({ shown, dragged, pressed, refused, damaged, scrolls, inside, name, errors, requests });
     """
     (tmp_path / "note.txt").write_text("no picture")
     (tmp_path / "broken.png").write_bytes((files / "odd.png").read_bytes()[:90])

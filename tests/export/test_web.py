@@ -13,13 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import test_export
 from bundles import MANIFEST, towards, write_bundle
 from PIL import Image
+from rfp.cli.main import app
 from rfp.export import web
 from rfp.runtime import ExportError, load_bundle, translate
 from rfp.runtime.errors import MissingExtraError
 from rfp.runtime.noise import noise
 from rfp.runtime.pixels import pad_to_multiple, to_float
+from typer.testing import CliRunner
 
 SITE = Path(web.__file__).parent / "site"
 NODE = shutil.which("node")
@@ -83,6 +86,20 @@ def test_the_folder_stays_a_bundle(site, tmp_path):
     Image.new("RGB", (40, 32)).save(tmp_path / "in.png")
     assert load_bundle(site).manifest.name == "test"
     assert not translate(site, [tmp_path / "in.png"], tmp_path / "out.png").failed
+
+
+@pytest.mark.slow
+def test_a_run_is_exported_as_a_page_in_one_command(tmp_path, package, monkeypatch):
+    run, site = str(test_export.write_run(tmp_path / "run")), str(tmp_path / "site")
+    monkeypatch.setenv("PATH", "")
+    refused = CliRunner().invoke(app, ["export", run, "-o", site, "--format", "web"])
+    assert refused.exit_code == 2 and "Node.js" in refused.output and not Path(site).exists()
+    shutil.copy(package, tmp_path / "cache" / web.TARBALL)
+    done = CliRunner().invoke(app, ["export", run, "-o", site, "--format", "web,onnx"])
+    assert done.exit_code == 0 and f"rfp preview {site}" in done.output, done.output
+    for name in ("index.html", "velocity.onnx", "rfp.json", *(f"ort/{name}" for name in web.RUNTIME_FILES)):
+        assert (Path(site) / name).is_file()
+    assert load_bundle(site).manifest.graphs[0].parity["grey_levels"] <= 1
 
 
 def test_writing_twice_gives_the_same_bytes(site, package, tmp_path):
@@ -167,7 +184,7 @@ def by_node(code, *arrays):
     """What a module's body writes by `give(typed array)`. It has `arrays` as `input`, a list of byte arrays."""
     source = f"""
         import {{ readFileSync, writeSync }} from "node:fs";
-        import {{ Flow, fit, integrate, resize, toFloat, toPicture }} from "{SITE.as_uri()}/flow.js";
+        import {{ Flow, choose, fit, integrate, resize, toFloat, toPicture }} from "{SITE.as_uri()}/flow.js";
         import {{ noise }} from "{SITE.as_uri()}/noise.js";
         const all = readFileSync(0), input = [];
         let begin = 0;
@@ -218,6 +235,22 @@ def test_the_page_fits_pads_and_rounds_as_the_runtime_does():
     assert fitted.tolist() == [max(1, round(a * s / min(w, h))) for w, h, s in sizes for a in (w, h)]
     np.testing.assert_array_equal(state.reshape(3, 16, 32), pad_to_multiple(to_float(image), 16))
     np.testing.assert_array_equal(np.frombuffer(got[-380:], np.uint8).reshape(5, 19, 4), rgba(image))
+
+
+@needs_node
+def test_the_page_chooses_graphs_as_the_runtime_does():
+    def graphs(*precisions):
+        return [{"precision": p, "role": r, "file": f"{r}.{p}"} for p in precisions for r in ("velocity", "decoder")]
+
+    bundles = [graphs("int8", "fp16", "fp32"), graphs("int8"), graphs("fp16")]
+    bundles.append(
+        [{"precision": "fp16", "format": "coreml", "file": "a"}, {"precision": "int8", "file": "velocity.int8"}]
+    )
+    code = f"""for (const half of [false, true]) {{
+          for (const graphs of {json.dumps(bundles)}) console.log(choose({{ graphs }}, half).velocity.file);
+        }}"""
+    chosen = by_node(code).decode().split()
+    assert [name.split(".")[1] for name in chosen] == ["fp32", "int8", "fp16", "int8", "fp16", "int8", "fp16", "int8"]
 
 
 @needs_node
