@@ -14,6 +14,7 @@ from .export import export
 from .generate import generate
 from .info import info
 from .preview import preview
+from .reflow import distill, reflow
 from .split import split
 from .train import train
 from .translate import translate
@@ -63,6 +64,8 @@ app.command()(export)
 app.command()(info)
 app.command()(translate)
 app.command()(evaluate)
+app.command()(reflow)
+app.command()(distill)
 app.command()(split)
 app.command()(generate)
 app.command()(preview)

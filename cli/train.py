@@ -158,7 +158,7 @@ def resolve(
         if start.parent.name == "checkpoints":
             before = read_run(start.parent.parent)
             folder = start.parent.parent if run_id is None else None
-        if folder and start in (found := ckpt.checkpoints(folder)) and start != found[-1]:
+        if folder and (found := ckpt.checkpoints(folder)) and start != found[-1]:
             raise UsageError(
                 f"{folder} has a newer checkpoint than {start.name}; give --run-id NEW to branch off from this one"
             )
@@ -169,11 +169,17 @@ def resolve(
     else:
         raise UsageError("give --config, a preset by name or a JSON file (or --checkpoint, to go on with a run)")
     seed = before.get("seed", 0) if seed is None else seed
-    inputs0 = _domain0(domain0, before.get("domain0", []))
-    inputs1 = _paths("domain1", domain1 or before.get("domain1", []))
+    inputs0, inputs1 = data_of(domain0, domain1, before)
     if folder is None:
         folder = runs / (run_id or default_run_id(config or "run", settings, inputs0, inputs1, seed, parts))
     return Job(settings, inputs0, inputs1, folder, seed, device, start, only, parts)
+
+
+def data_of(
+    domain0: list[str] | None, domain1: list[str] | None, before: dict[str, Any]
+) -> tuple[tuple[Path, ...] | Literal["random"], tuple[Path, ...]]:
+    """The inputs as given, or else those in the run.json of `before`. Raises UsageError."""
+    return _domain0(domain0, before.get("domain0", [])), _paths("domain1", domain1 or before.get("domain1", []))
 
 
 def _domain0(given: list[str] | None, before: list[str] | Literal["random"]) -> tuple[Path, ...] | Literal["random"]:

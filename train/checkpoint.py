@@ -8,6 +8,7 @@ The state is written first, so a checkpoint that exists can be resumed from.
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,8 @@ from .saliency import SaliencyNet, build_saliency_net
 from .velocity_net import VelocityNet, build_velocity_net
 
 FORMAT = 1
+BEST, LAST = "best.safetensors", "last.safetensors"
+"""The names, beside the numbered checkpoints, of the best by a run's own judgement and of the newest (`eval_every`)."""
 Tensors = dict[str, Tensor]
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -111,7 +114,7 @@ def state_path(path: Path) -> Path:
 
 
 def save(path: Path, checkpoint: Checkpoint, state: Tensors) -> None:
-    """Write a checkpoint and, before it, its training state; each whole or not at all."""
+    """Write a checkpoint and, before it, its training state if there is one; each whole or not at all."""
     about = {
         "format": FORMAT,
         "config": to_json(checkpoint.config),
@@ -122,13 +125,24 @@ def save(path: Path, checkpoint: Checkpoint, state: Tensors) -> None:
         "metrics": checkpoint.metrics,
         "generative": checkpoint.generative,
     }
-    for target, tensors in ((state_path(path), state), (path, checkpoint.tensors)):
+    files = [(state_path(path), state)] if state else []
+    for target, tensors in (*files, (path, checkpoint.tensors)):
         whole = {k: v.detach().to("cpu").contiguous() for k, v in tensors.items()}
         with write_aside(target) as partial:
             partial.touch()
             mode = partial.stat().st_mode  # what the umask gives any file; safetensors makes its own for nobody else
             save_file(whole, partial, {"rfp": json.dumps(about)})
             partial.chmod(mode)
+
+
+def name_last(path: Path) -> None:
+    """Let last.safetensors beside a checkpoint be that checkpoint: the same file where the system can, else a copy."""
+    with write_aside(path.with_name(LAST)) as partial:
+        partial.unlink(missing_ok=True)
+        try:
+            partial.hardlink_to(path)
+        except OSError:
+            shutil.copyfile(path, partial)
 
 
 def load(path: Path) -> Checkpoint:
@@ -178,7 +192,7 @@ def checkpoints(run: Path) -> list[Path]:
     """The checkpoints of a run that can be read, oldest first, by the phase and step written inside them."""
     found = []
     for path in (run / "checkpoints").glob("*.safetensors"):
-        if path.name.endswith(".state.safetensors") or path.name.startswith("."):
+        if path.name.endswith(".state.safetensors") or path.name.startswith(".") or path.name in (BEST, LAST):
             continue
         try:
             with safe_open(path, framework="pt") as f:

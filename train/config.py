@@ -54,6 +54,9 @@ class RFPix2pixModel(Strict):
         0.1, description="Share of uniform t mixed into logit-normal, which by itself hardly sees t = 0."
     )
     horizontal_flip: bool = Field(True, description="Mirror half of the pairs, both pictures of a pair together.")
+    random_crop: bool = Field(
+        True, description="Cut squares of 0.9 to 1 of the short side at random, the same from both; or the middle one."
+    )
     flow_loss_weight: Weight = Field(1.0, description="Weight of plain flow matching, ‖x1 − x0 − v‖² over its scale.")
     saliency_loss_weight: Weight = Field(
         0.1, description="Weight of the §5.3 loss, ‖∇h(x_t)ᵀ(x1 − x0 − v)‖² over its scale; 0 skips phase 1."
@@ -77,10 +80,11 @@ class RFPix2pixModel(Strict):
     saliency_augmentations: list[Augmentation] = Field(
         ["color_jitter", "grayscale", "hflip", "random_erasing"], description="Drawn afresh for every picture."
     )
-    coupling: Literal["random", "structure", "minibatch_ot"] | None = Field(
+    coupling: Literal["random", "structure", "minibatch_ot", "paired"] | None = Field(
         None,
         description="Who is paired with whom. `random`; `structure`: each picture with similar ones of the other "
-        "domain; `minibatch_ot`: at random, then each batch is paired anew at the least total distance in pixels. "
+        "domain; `minibatch_ot`: at random, then each batch is paired anew at the least total distance in pixels; "
+        "`paired`: with the one of its own name, for data that are pairs. "
         "`null` is `structure` with `structure_pairing`, else `random`.",
     )
     structure_pairing: bool = Field(False, description="The same as `coupling` `structure`.")
@@ -101,6 +105,21 @@ class RFPix2pixModel(Strict):
         description="A file of DINOv2's weights, by torch.hub's or Hugging Face's key names, in place of those in "
         "Hugging Face's cache or on its hub.",
     )
+    distill_steps: Positive | None = Field(
+        None,
+        description="Euler steps in which the net is to reach the other end of each pair, in place of learning the "
+        "velocity between; `null` trains a flow. `rfp distill` sets it.",
+    )
+    distill_loss: Literal["l2", "huber"] = Field(
+        "huber", description="Distance to that end: squared, or pseudo-Huber (arXiv:2310.14189, section 3.2)."
+    )
+    distill_perceptual_weight: Weight = Field(
+        0.0, description="Weight of the difference in features of `distill_perceptual_backbone` to that end."
+    )
+    distill_perceptual_backbone: Literal["vgg16", "resnet18", "resnet34", "resnet50", "mobilenet_v2"] = Field(
+        "vgg16", description="torchvision's net whose features are compared."
+    )
+    distill_perceptual_weights: str | None = Field(None, description="Its ImageNet weights: a state-dict file.")
     mixed_precision: Literal["no", "bf16"] = Field(
         "no", description="`bf16` runs the velocity net under autocast; the saliency loss stays in float32."
     )
@@ -111,6 +130,14 @@ class RFPix2pixModel(Strict):
     )
     fused_adamw: bool = Field(True, description="Update all weights in one kernel.")
     log_every: Positive = Field(50, description="Steps between lines of metrics.jsonl.")
+    eval_every: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="Steps between judgements on pictures held out of training (a tenth, 256 at most); the "
+        "checkpoint of the lowest KID is kept as best.safetensors. 0: none are held out.",
+    )
+    eval_features: str | None = Field(
+        None, description="Feature network of that KID, as for `rfp evaluate --features`; statistics if null."
+    )
     sample_every: Positive = Field(1000, description="Steps between sample grids.")
     checkpoint_every: Positive = Field(1000, description="Steps between checkpoints.")
     keep_checkpoints: Positive = Field(2, description="Newest checkpoints kept; older ones of the run are replaced.")
@@ -169,12 +196,18 @@ class RFPix2pixModel(Strict):
         if not self.flow_loss_weight and not self.saliency_loss_weight:
             about = "flow_loss_weight and saliency_loss_weight are both 0: nothing to learn from"
             problems.append((("flow_loss_weight", "saliency_loss_weight"), about))
+        if self.distill_steps and (self.pairs_by != "paired" or self.saliency_loss_weight):
+            about = "distill_steps wants pairs, and no classifier: coupling paired and saliency_loss_weight 0"
+            problems.append((("distill_steps", "coupling", "saliency_loss_weight"), about))
+        if self.distill_perceptual_weight and (self.distill_perceptual_weights is None or self.codec.latents):
+            about = "distill_perceptual_weight needs distill_perceptual_weights: PATH, and codec Identity"
+            problems.append((("distill_perceptual_weight", "distill_perceptual_weights", "codec"), about))
         if problems:
             raise DoesNotFit(problems)
         return self
 
     @property
-    def pairs_by(self) -> Literal["random", "structure", "minibatch_ot"]:
+    def pairs_by(self) -> Literal["random", "structure", "minibatch_ot", "paired"]:
         """The coupling, with `null` resolved."""
         return self.coupling or ("structure" if self.structure_pairing else "random")
 

@@ -47,6 +47,12 @@ def noise_pairs(n1: int, seed: int) -> Pair:
     return lambda k: (k, draw1(k))
 
 
+def paired(n: int, seed: int) -> Pair:
+    """Each picture with the one of its own number."""
+    draw = shuffled(n, seed, 0)
+    return lambda k: (draw(k), draw(k))
+
+
 def structure_pairs(near1: Indices, near0: Indices, seed: int) -> Pair:
     """Each picture with one of its nearest neighbours in the other domain.
 
@@ -76,6 +82,7 @@ def batches(
     seed: int,
     flip: bool,
     depth: int = 2,
+    random_crop: bool = True,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches `start` to `stop` of x0, x1 [B, 3, size, size] in [-1, 1]; read ahead by `depth` batches.
 
@@ -86,6 +93,7 @@ def batches(
     def crops(k: int) -> tuple[Uint8 | Float, Uint8]:
         i, j = pair(k)
         crop = Crop.draw(np.random.default_rng([seed, 3, k]), flip)
+        crop = crop if random_crop else Crop(flip=crop.flip)
         return domain0.draw(i) if isinstance(domain0, Noise) else domain0.crop(i, crop), domain1.crop(j, crop)
 
     mine = ranks.share(batch)

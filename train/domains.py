@@ -8,7 +8,7 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -176,6 +176,12 @@ def hold_out(domain: Domain, seed: Sequence[int], needs: str) -> tuple[Indices, 
     order = np.random.default_rng(seed).permutation(len(domain))
     n = min(HELD_OUT, max(1, len(domain) // 10))
     return order[n:], order[:n]
+
+
+def part(domain: Domain, indices: Indices) -> Domain:
+    """The pictures of these indices, in their order in the domain."""
+    items = [domain.items[i] for i in sorted(indices.tolist())]
+    return replace(domain, items=items, _cache={}, _lock=threading.Lock())
 
 
 def _header_problem(media: Media) -> str | None:

@@ -2,14 +2,16 @@
 
 import json
 import time
+from itertools import zip_longest
 
 import numpy as np
 from torch import Tensor
 
+from ..runtime.errors import UsageError
 from ..runtime.pixels import Uint8
 from . import ranks
-from .coupling import Pair, noise_pairs, random_pairs, structure_pairs
-from .domains import Crop, Domain, Indices
+from .coupling import Pair, noise_pairs, paired, random_pairs, structure_pairs
+from .domains import Crop, Domain, Indices, Item
 from .embedders import build_embedder
 from .embedding import embed
 from .embedding_cache import EmbeddingCache
@@ -33,12 +35,32 @@ def couple(run: Run, step: int) -> Pair:
     else:
         pairs = random_pairs(len(run.domain0), len(run.domain1), run.seed)
     match config.pairs_by:
+        case "paired":
+            return _by_name(run)
         case "random":
             return pairs
         case "minibatch_ot":
             return transport_pairs(run.domain0, run.domain1, pairs, config.train_batch_size)
         case "structure":
             return _by_structure(run, step)
+
+
+def _by_name(run: Run) -> Pair:
+    """Raises UsageError unless the domains hold the same names in the same order; noise goes by its numbers."""
+    if isinstance(run.domain0, Domain):
+        names = [[_name(item) for item in domain.items] for domain in run.pictures]
+        if names[0] != names[1]:
+            odd = next((a, b) for a, b in zip_longest(*names) if a != b)
+            raise UsageError(
+                f"coupling paired: picture {odd[0] or 'none'} of domain 0 stands beside {odd[1] or 'none'} of domain 1 "
+                f"({len(names[0]):,} and {len(names[1]):,} pictures); give both domains files of the same names"
+            )
+    return paired(len(run.domain1), run.seed)
+
+
+def _name(item: Item) -> str:
+    frame = f" frame {item.frame}" if item.frames is not None else ""
+    return f"{item.media.relative.with_suffix('')}{frame}"
 
 
 def _by_structure(run: Run, step: int) -> Pair:

@@ -44,17 +44,18 @@ def build_perceptual(config: VAEConfig) -> Perceptual | None:
     """The loss that a config asks for, or None. Raises UsageError where its weights are missing or do not fit."""
     if not config.perceptual_weight or config.perceptual_weights is None:
         return None
-    path = Path(config.perceptual_weights).expanduser()
+    return load_perceptual(config.perceptual_backbone, config.perceptual_weights, "codec.perceptual_weight")
+
+
+def load_perceptual(name: str, weights: str, key: str) -> Perceptual:
+    """The loss in a backbone's features. `key` is the config's for its weight, for messages. Raises UsageError."""
+    path = Path(weights).expanduser()
     if not path.is_file():
-        raise UsageError(
-            f"codec.perceptual_weights: {path}: no such file; give the ImageNet weights of "
-            f"{config.perceptual_backbone}, or set codec.perceptual_weight to 0"
-        )
-    name = config.perceptual_backbone
+        raise UsageError(f"{key}s: {path}: no such file; give the ImageNet weights of {name}, or set {key} to 0")
     with torch.device("meta"):  # no memory, and no time, for weights that the file replaces
         net = getattr(torchvision().models, name)(weights=None)
     body = net.features if name in STAGES else net
-    _load(body, load_weights_file(path), f"codec.perceptual_weights: {path}", name)
+    _load(body, load_weights_file(path), f"{key}s: {path}", name)
     return Perceptual(_stages(name, body))
 
 

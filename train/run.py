@@ -4,6 +4,7 @@ runs/ID/  config.json  run.json  metrics.jsonl  samples/*.png  checkpoints/*.saf
 """
 
 import json
+import math
 import signal
 import threading
 import time
@@ -26,7 +27,7 @@ from . import ranks
 from .codec_config import VAEConfig
 from .config import RFPix2pixModel, to_json
 from .device import pick_device
-from .domains import Crop, Domain, open_domain
+from .domains import Crop, Domain, hold_out, open_domain, part
 from .embedders import find_weights
 from .frame_cache import GIGABYTE, FrameCache
 from .job import Job, describe, read_run, same_nets, same_training, with_recorded_parts
@@ -82,6 +83,10 @@ class Run:
     logs: list[Log] = field(default_factory=list)
     asked: threading.Event = field(default_factory=threading.Event)
     stop: threading.Event = field(default_factory=threading.Event)
+    held_out: tuple[Domain | Noise, Domain] | None = None
+    """Both domains' pictures that no training sees, with `eval_every`."""
+    best: dict[str, float] = field(default_factory=dict)
+    """`best_kid`: the lowest so far."""
     _clock: tuple[str, float, int] = ("", 0.0, 0)
 
     def finished(self, phase: str) -> ckpt.Checkpoint | None:
@@ -104,8 +109,10 @@ class Run:
         n = self.config.sample_batch_size
         return np.stack([domain.crop(i * len(domain) // n, Crop()) for i in range(n)])
 
-    def log(self, phase: str, step: int, steps: int, metrics: Mapping[str, Tensor | float]) -> None:
-        """Report a step; every `log_every` steps, and before each checkpoint, append its metrics to metrics.jsonl.
+    def log(
+        self, phase: str, step: int, steps: int, metrics: Mapping[str, Tensor | float], at_once: bool = False
+    ) -> None:
+        """Report a step; every `log_every` steps, before each checkpoint and `at_once`, append it to metrics.jsonl.
 
         Tensors are read only then: reading one waits for the device. Every rank calls this once a step, for here
         they agree on whether to stop.
@@ -113,7 +120,7 @@ class Run:
         Raises:
             TrainingError: one of them is not finite. So no checkpoint holds such weights.
         """
-        due = not step % self.config.log_every or not step % self.config.checkpoint_every or step == steps
+        due = at_once or not step % self.config.log_every or not step % self.config.checkpoint_every or step == steps
         self.report.step(phase, step, steps, self._write(phase, step, metrics) if due else {})
         if not self.stop.is_set() and ranks.any_of(self.asked.is_set()):
             self.stop.set()
@@ -158,18 +165,35 @@ class Run:
     def _save(
         self, phase: str, step: int, tensors: ckpt.Tensors, state: ckpt.Tensors, metrics: dict[str, float]
     ) -> None:
+        target = self.folder / "checkpoints" / f"{phase}-{step:08d}.safetensors"
+        ckpt.save(target, self._checkpoint(phase, step, tensors, metrics), state)
+        if self.config.eval_every and phase == "velocity":
+            ckpt.name_last(target)
+        written = [p for p in ckpt.checkpoints(self.folder) if p.name.startswith(phase)]
+        for old in written[: -self.config.keep_checkpoints]:
+            ckpt.state_path(old).unlink(missing_ok=True)
+            old.unlink()
+
+    def _checkpoint(self, phase: str, step: int, tensors: ckpt.Tensors, metrics: dict[str, float]) -> ckpt.Checkpoint:
         names = (self.domain0.name, self.domain1.name)
         generative = isinstance(self.domain0, Noise)
         for place, domain in enumerate((self.domain0, self.domain1)):
             if isinstance(domain, Domain):
                 tensors = tensors | {f"samples.domain{place}": torch.from_numpy(self.samples(domain))}
-        target = self.folder / "checkpoints" / f"{phase}-{step:08d}.safetensors"
-        saved = ckpt.Checkpoint(self.config, phase, step, self.seed, names, tensors, metrics, generative)
-        ckpt.save(target, saved, state)
-        written = [p for p in ckpt.checkpoints(self.folder) if p.name.startswith(phase)]
-        for old in written[: -self.config.keep_checkpoints]:
-            ckpt.state_path(old).unlink(missing_ok=True)
-            old.unlink()
+        return ckpt.Checkpoint(self.config, phase, step, self.seed, names, tensors, metrics, generative)
+
+    def is_best(self, judgement: Mapping[str, float]) -> bool:
+        """Whether no judgement of this run was better; it is remembered, and saved with each checkpoint."""
+        if not judgement or judgement["held_out_kid"] >= self.best.get("best_kid", math.inf):
+            return False
+        self.best = {"best_kid": judgement["held_out_kid"]}
+        return True
+
+    def save_best(self, phase: str, step: int, tensors: ckpt.Tensors, judgement: dict[str, float]) -> None:
+        """Write checkpoints/best.safetensors, without the state that going on would need."""
+        if ranks.first():
+            ckpt.save(self.folder / "checkpoints" / ckpt.BEST, self._checkpoint(phase, step, tensors, judgement), {})
+        ranks.barrier()
 
     def write_sheet(self, name: str, pixels: Uint8) -> None:
         """Write samples/NAME.png from uint8 [H, W, 3]."""
@@ -217,11 +241,45 @@ def open_run(job: Job, report: Reporter, dry_run: bool = False) -> Run:
     else:
         domain0 = _open(job, job.inputs0, frames, report)
     domain1 = _open(job, job.inputs1, frames, report)
+    held: tuple[Domain | Noise, Domain] | None = None
+    if job.config.eval_every:
+        domain0, domain1, held = set_aside(job.config, job.seed, domain0, domain1)
     if resumed and not state:
         report.note(f"{start}: no training state beside it: starting from its weights, at step 0")
     found = [f"{len(d)} pictures in {d.name}" for d in (domain0, domain1) if isinstance(d, Domain)]
     ranks.agree(f"{job.folder}", [f"{start}", *found])
-    return Run(job.folder, job.config, job.seed, device, domain0, domain1, report, resumed, state, parts)
+    run = Run(job.folder, job.config, job.seed, device, domain0, domain1, report, resumed, state, parts)
+    run.held_out = held
+    if resumed and state and "best_kid" in resumed.metrics:
+        run.best = {"best_kid": resumed.metrics["best_kid"]}
+    return run
+
+
+def set_aside(
+    config: RFPix2pixModel, seed: int, domain0: Domain | Noise, domain1: Domain
+) -> tuple[Domain | Noise, Domain, tuple[Domain | Noise, Domain]]:
+    """Both domains without the pictures that judge, and those. Of paired domains, whole pairs.
+
+    Raises:
+        UsageError: too few pictures.
+    """
+    kept: list[Domain | Noise] = []
+    held: list[Domain | Noise] = []
+    for place, domain in enumerate((domain0, domain1)):
+        if isinstance(domain, Noise):
+            kept.append(domain)
+            held.append(domain)
+            continue
+        if len(domain) < 30:
+            raise UsageError(
+                f"{domain.name}: {len(domain)} pictures; eval_every holds a tenth of them out, and needs 30 or more; "
+                "or set it to 0"
+            )
+        learn, judge = hold_out(domain, [seed, 6] if config.pairs_by == "paired" else [seed, 6, place], "eval_every")
+        kept.append(part(domain, learn))
+        held.append(part(domain, judge))
+    assert isinstance(kept[1], Domain) and isinstance(held[1], Domain)
+    return kept[0], kept[1], (held[0], held[1])
 
 
 def _open(job: Job, inputs: Sequence[Path], frames: FrameCache, report: Reporter) -> Domain:

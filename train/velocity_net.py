@@ -1,5 +1,9 @@
 """The velocity nets: one built from its config, any of them called as v(x_t, t)."""
 
+import torch
+from torch import Tensor
+
+from ..runtime.euler import integrate
 from .config import RFPix2pixModel
 from .dit import DiT
 from .net_config import DiTConfig, UNetConfig
@@ -16,3 +20,9 @@ def build_velocity_net(config: RFPix2pixModel) -> VelocityNet:
             return UNet(net, config.channels)
         case DiTConfig() as net:
             return DiT(net, config.channels)
+
+
+@torch.no_grad()
+def integrate_net(v: VelocityNet, x: Tensor, steps: int, t0: float = 0.0, t1: float = 1.0) -> Tensor:
+    """Integrate the velocity net over x [B, C, H, W], pictures or latents, on the net's device."""
+    return integrate(lambda x, t: v(x, torch.full((1,), t, device=x.device)), x, steps, t0, t1)

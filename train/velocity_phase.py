@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..runtime.euler import integrate
 from ..runtime.pixels import Uint8, to_uint8
 from ..runtime.sheet import sheet
 from . import checkpoint as ckpt
@@ -16,12 +15,14 @@ from .codec import Codec, decode, encode
 from .codec_config import VAEConfig
 from .config import RFPix2pixModel
 from .coupling import batches
+from .distill import Ends, distill_losses, goes_forward, perceptual
+from .judging import judge
 from .loss import Features, Scales, losses, measure_scales
 from .noise import Noise
 from .pairing import couple
 from .run import Interrupted, Run
 from .saliency import SaliencyNet
-from .velocity_net import VelocityNet, build_velocity_net
+from .velocity_net import VelocityNet, build_velocity_net, integrate_net
 
 
 def train_velocity(run: Run, codec: Codec, saliency: SaliencyNet | None) -> None:
@@ -54,29 +55,48 @@ def train_velocity(run: Run, codec: Codec, saliency: SaliencyNet | None) -> None
     if config.compile:
         v.compile()  # in place: weights keep their names, and the average is never compiled
     pairs, size, h = couple(run, step), config.train_batch_size, saliency.features if saliency else None
-    for x0, x1 in batches(run.domain0, run.domain1, pairs, size, step, config.steps, run.seed, config.horizontal_flip):
+    draws = run.domain0, run.domain1, pairs, size, step, config.steps, run.seed, config.horizontal_flip
+    looks = perceptual(run)
+    for x0, x1 in batches(*draws, random_crop=config.random_crop):
         x0, x1 = (x.to(run.device) for x in (x0, x1))
         z0 = x0 if isinstance(run.domain0, Noise) else encode(codec, x0, config.train_minibatch_size)
         z1 = encode(codec, x1, config.train_minibatch_size)
-        figures = velocity_step(run, v, h, optimizer, z0, z1, step)
+        ends = Ends(goes_forward(run, pairs, step), looks) if config.distill_steps else None
+        figures = velocity_step(run, v, h, optimizer, z0, z1, step, ends)
         average(ema, v, config.ema_decay, step)
         step += 1
-        run.log("velocity", step, config.steps, figures)
+        judgement = judge(run, codec, ema, step)
+        run.log("velocity", step, config.steps, figures | judgement, at_once=bool(judgement))
         if step % config.sample_every == 0 or step == config.steps:
             write_samples(run, codec, ema, step)
-        if run.stop.is_set() or step % config.checkpoint_every == 0 or step == config.steps:
+        due = run.stop.is_set() or step % config.checkpoint_every == 0 or step == config.steps
+        best = run.is_best(judgement)
+        if due or best:
             nets = {"codec_ema": codec, "velocity_net": v, "velocity_ema": ema}
             nets |= {"saliency_net": saliency} if saliency else {}
             tensors = {f"{name}.{k}": w for name, net in nets.items() for k, w in net.state_dict().items()}
-            run.save("velocity", step, tensors, ckpt.optimizer_tensors(optimizer), {})
+            if best:
+                run.save_best("velocity", step, tensors, judgement)
+            if due:
+                run.save("velocity", step, tensors, ckpt.optimizer_tensors(optimizer), run.best)
         if run.stop.is_set() and step < config.steps:
             raise Interrupted
 
 
 def velocity_step(
-    run: Run, v: VelocityNet, h: Features | None, optimizer: torch.optim.Optimizer, x0: Tensor, x1: Tensor, step: int
+    run: Run,
+    v: VelocityNet,
+    h: Features | None,
+    optimizer: torch.optim.Optimizer,
+    x0: Tensor,
+    x1: Tensor,
+    step: int,
+    ends: Ends | None = None,
 ) -> dict[str, Tensor | float]:
-    """One update of v on coupled x0, x1 [B, C, H, W], pictures or latents, this rank's share; returns what to log."""
+    """One update of v on coupled x0, x1 [B, C, H, W], pictures or latents, this rank's share; returns what to log.
+
+    With `ends` v learns to reach the other end of each pair in the config's few steps; else the velocity between them.
+    """
     config, size = run.config, run.config.train_batch_size
     x0, x1 = (x.to(run.device, memory_format=run.memory_format) for x in (x0, x1))
     t = sample_t(config, size, run.rng("velocity", step))[ranks.share(size)].to(run.device)
@@ -84,19 +104,26 @@ def velocity_step(
     scales = Scales(*(s * (len(x0) / size) for s in measure_scales(h, x0, x1, t, n)))
     ranks.add(scales)
     total = torch.zeros(2, device=run.device)
-    for a0, a1, s in zip(x0.split(n), x1.split(n), t.split(n), strict=True):
+    weights = (
+        (1.0, config.distill_perceptual_weight) if ends else (config.flow_loss_weight, config.saliency_loss_weight)
+    )
+    for i, (a0, a1, s) in enumerate(zip(x0.split(n), x1.split(n), t.split(n), strict=True)):
         with torch.autocast(run.device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
-            flow, saliency = losses(v, h, a0, a1, s, scales)
+            if ends:
+                first, second = distill_losses(config, v, ends.part(i * n, len(a0)), a0, a1, scales)
+            else:
+                first, second = losses(v, h, a0, a1, s, scales)
         share = len(a0) / size
-        ((config.flow_loss_weight * flow + config.saliency_loss_weight * saliency) * share).backward()
-        total += torch.stack([flow, saliency]).detach() * share
+        ((weights[0] * first + weights[1] * second) * share).backward()
+        total += torch.stack([first, second]).detach() * share
     ranks.add([p.grad for p in v.parameters() if p.grad is not None] + [total])
     norm = torch.nn.utils.clip_grad_norm_(v.parameters(), config.gradient_clip)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, step)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return {"flow": total[0], "saliency": total[1], "gradient": norm, "rate": learning_rate(config, step)}
+    names = ("distance", "perceptual") if ends else ("flow", "saliency")
+    return dict(zip(names, total, strict=True)) | {"gradient": norm, "rate": learning_rate(config, step)}
 
 
 def sample_t(config: RFPix2pixModel, n: int, rng: torch.Generator) -> Tensor:
@@ -125,12 +152,6 @@ def average(ema: nn.Module, v: nn.Module, decay: float, step: int) -> None:
     torch._foreach_lerp_(list(ema.parameters()), list(v.parameters()), 1 - d)
 
 
-@torch.no_grad()
-def translate(v: VelocityNet, x: Tensor, steps: int, t0: float = 0.0, t1: float = 1.0) -> Tensor:
-    """Integrate the velocity net over x [B, C, H, W], pictures or latents, on the net's device."""
-    return integrate(lambda x, t: v(x, torch.full((1,), t, device=x.device)), x, steps, t0, t1)
-
-
 def write_samples(run: Run, codec: Codec, ema: VelocityNet, step: int) -> None:
     """samples/step-N.png by the averaged weights: input | output for the run's fixed pictures, or fixed noises' own."""
     if not ranks.first():
@@ -147,5 +168,5 @@ def write_samples(run: Run, codec: Codec, ema: VelocityNet, step: int) -> None:
 
 def sample(run: Run, codec: Codec, ema: VelocityNet, z0: Tensor) -> Uint8:
     """What the codec made of pictures, or noise [N, C, H, W], moved to domain 1: uint8 [N, H, W, 3]."""
-    z1 = translate(ema, z0, run.config.num_inference_steps)
+    z1 = integrate_net(ema, z0, run.config.num_inference_steps)
     return to_uint8(decode(codec, z1, run.config.train_minibatch_size).cpu().numpy())

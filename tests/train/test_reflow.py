@@ -1,0 +1,234 @@
+"""Pairs that a flow makes, and the runs that learn from them: reflow and distillation."""
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from zipfile import ZipFile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rfp.cli.main import app
+from rfp.runtime import CheckpointError, UsageError
+from rfp.runtime.pixels import to_float, to_uint8
+from rfp.train import checkpoint as ckpt
+from rfp.train.config import to_json
+from rfp.train.coupling import paired
+from rfp.train.distill import BACK, Ends, distill_losses
+from rfp.train.domains import open_domain
+from rfp.train.loss import Scales
+from rfp.train.noise import Noise
+from rfp.train.reflow import SHARD, Source, made_pairs, make_pairs, successor
+from rfp.train.run import train
+from rfp.train.velocity_net import integrate_net
+from trainings import Listener, assert_same, draw_domains, finish, job, tiny
+from typer.testing import CliRunner
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A trained flow of a second."""
+    work = tmp_path_factory.mktemp("reflow")
+    draw_domains(work)
+    finish(job(work, "run", saliency_loss_weight=0, train_images=200))
+    return work
+
+
+def source(work, **changes):
+    path = ckpt.find(work / "run")
+    domains = [open_domain([work / name], 16) for name in ("dark", "bright")]
+    return replace(Source(path, ckpt.load(path), *domains, steps=3, seed=0), **changes)
+
+
+def members(folder):
+    with ZipFile(folder / "00000.zip") as archive:
+        return {name: np.asarray(Image.open(archive.open(name))) for name in archive.namelist()}
+
+
+def test_pairs_are_what_the_flow_makes_there_and_back(work, tmp_path):
+    flow = source(work)
+    sides = make_pairs(flow, tmp_path, 5, CPU, Listener())
+    assert sides == (tmp_path / "0" / "dark", tmp_path / "1" / "bright") == made_pairs(tmp_path)
+    zero, one = (members(side) for side in sides)
+    assert zero.keys() == one.keys() and len(zero) == SHARD
+    back = [name for name in zero if name.removesuffix(".png").endswith(BACK)]
+    assert len(back) == SHARD // 4
+    net = flow.checkpoint.velocity()
+    for name in (sorted(zero)[0], back[0]):
+        start, end, times = (one, zero, (1.0, 0.0)) if name in back else (zero, one, (0.0, 1.0))
+        x = integrate_net(net, torch.from_numpy(to_float(start[name][None])), 3, *times)
+        assert np.abs(to_uint8(x.numpy())[0].astype(int) - end[name]).max() <= 1
+    assert np.mean([zero[n].mean() for n in zero if n not in back]) < 100 < np.mean([one[n].mean() for n in back])
+
+
+def test_what_is_there_is_not_made_again_and_another_flows_is_refused(work, tmp_path):
+    make_pairs(source(work), tmp_path, 2 * SHARD, CPU, Listener())
+    zips = sorted(tmp_path.rglob("*.zip"))
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in zips}
+    zips[-1].unlink()
+    make_pairs(source(work), tmp_path, 2 * SHARD, CPU, Listener())
+    assert {path: path.read_bytes() for path in zips} == {path: data for path, (_, data) in before.items()}
+    assert [p for p in zips if p.stat().st_mtime_ns != before[p][0]] == [p for p in zips if p.name == "00001.zip"]
+    with pytest.raises(UsageError, match="steps 3, now 4"):
+        make_pairs(source(work, steps=4), tmp_path, 2 * SHARD, CPU, Listener())
+    zips[-1].unlink()
+    with pytest.raises(UsageError, match="1 of its zips are missing"):
+        made_pairs(tmp_path)
+    with pytest.raises(UsageError, match="holds no pairs"):
+        made_pairs(work)
+
+
+def test_a_domains_name_leads_nowhere_else(work, tmp_path):
+    flow = source(work)
+    flow = replace(flow, checkpoint=replace(flow.checkpoint, domains=("../../up", "..")))
+    sides = make_pairs(flow, tmp_path / "pairs", 1, CPU, Listener())
+    assert all(side.parent.parent == tmp_path / "pairs" for side in sides)
+
+
+def test_noise_has_pairs_one_way_only(work, tmp_path):
+    flow = source(work)
+    noise = Noise(0, (3, 16, 16))
+    sides = make_pairs(replace(flow, domain0=noise), tmp_path, 1, CPU, Listener())
+    one = members(sides[1])
+    assert not list(sides[0].glob("*")) and len(one) == SHARD and not any(BACK in name for name in one)
+    x = integrate_net(flow.checkpoint.velocity(), torch.from_numpy(noise.draw(7)[None]), 3)
+    assert np.abs(to_uint8(x.numpy())[0].astype(int) - one["00000007.png"]).max() <= 1
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("loss", ["l2", "huber"])
+def test_the_distance_is_that_of_euler_steps_from_each_pairs_real_end(steps, loss):
+    x0, x1 = torch.randn(5, 3, 4, 4), torch.randn(5, 3, 4, 4)
+    forward = torch.tensor([True, False, True, True, False])
+    scales = Scales((x1 - x0).square().sum() / 5, torch.ones(()))
+
+    def v(x, t):
+        return 0.5 * x + t.view(-1, 1, 1, 1)
+
+    total = 0.0
+    for a, b, there in zip(x0, x1, forward, strict=True):
+        x, end, dt = (a, b, 1 / steps) if there else (b, a, -1 / steps)
+        for k in range(steps):
+            x = x + (0.5 * x + (0.0 if there else 1.0) + k * dt) * dt
+        square = float((x - end).square().sum())
+        c = 0.00054 * 48**0.5
+        if loss == "l2":
+            total += square / float(scales.flow)
+        else:
+            total += ((square + c * c) ** 0.5 - c) / float(scales.flow) ** 0.5
+    config = tiny(distill_steps=steps, distill_loss=loss, coupling="paired", saliency_loss_weight=0)
+    distance, difference = distill_losses(config, v, Ends(forward, None), x0, x1, scales)
+    assert float(distance) == pytest.approx(total / 5, rel=1e-5) and difference == 0
+
+
+def test_pairs_keep_together_in_every_epoch_and_each_is_drawn():
+    draws = [paired(5, 3)(k) for k in range(10)]
+    assert all(i == j for i, j in draws) and sorted(i for i, _ in draws[:5]) == [0, 1, 2, 3, 4]
+
+
+def test_names_that_differ_are_refused_before_training(tmp_path):
+    draw_domains(tmp_path, 4, 5)
+    with pytest.raises(UsageError, match="coupling paired: picture none of domain 0 stands beside 4 of domain 1"):
+        train(job(tmp_path, coupling="paired", saliency_loss_weight=0), Listener())
+
+
+def run_command(work, *args):
+    return CliRunner().invoke(app, [*map(str, args), "--device", "cpu"])
+
+
+@pytest.mark.slow
+def test_distilling_gets_nearer_in_one_step_than_the_flow_and_goes_on(work):
+    curved = work / "curved" / "checkpoints" / "velocity-00000001.safetensors"
+    teacher, rng = ckpt.load(ckpt.find(work / "run")), torch.Generator().manual_seed(0)
+    bent = {
+        k: w + 0.3 * torch.randn(w.shape, generator=rng) if k.startswith("velocity_ema") and w.ndim > 1 else w
+        for k, w in teacher.tensors.items()
+    }
+    teacher = replace(teacher, tensors=bent)
+    ckpt.save(curved, teacher, {})
+    (work / "curved" / "run.json").write_text((work / "run" / "run.json").read_text())
+    args = ["distill", work / "curved", "--steps", 1, "--pairs", 2, "--images", 400, "--making-steps", 8]
+    args += ["--set", "learning_rate=0.005", "--set", "checkpoint_every=10"]
+    done = run_command(work, *args)
+    assert done.exit_code == 0, done.stderr
+    folder = work / "curved-distilled-1"
+    assert done.stdout.strip() == str(folder)
+    student = ckpt.load(ckpt.find(folder))
+    assert student.config.num_inference_steps == student.config.distill_steps == 1
+    assert student.domains == teacher.domains == ("dark", "bright")
+    x = torch.from_numpy(to_float(np.stack([open_domain([work / "dark"], 16).crop(i, c) for i, c in crops()])))
+    wanted = integrate_net(teacher.velocity(), x, 8).clamp(-1, 1)
+    errors = [(integrate_net(c.velocity(), x, 1) - wanted).square().mean() for c in (student, teacher)]
+    assert errors[0] < 0.5 * errors[1], errors
+    assert run_command(work, *args, "--images", 420).exit_code == 0
+    whole = run_command(work, *args, "--images", 420, "--run-id", "whole", "--pairs-from", folder / "pairs")
+    assert whole.exit_code == 0, whole.stderr
+    assert ckpt.load(ckpt.find(folder)).step == ckpt.load(ckpt.find(work / "whole")).step == 84
+
+
+def crops():
+    from rfp.train.domains import Crop
+
+    return [(i, Crop()) for i in range(7)]
+
+
+@pytest.mark.slow
+def test_reflow_is_a_run_of_its_own_on_shared_pairs_that_survives_being_killed(work):
+    command = [sys.executable, "-m", "rfp", "reflow", str(work / "run"), "--pairs", "300", "--images", "40"]
+    command += ["--device", "cpu", "--run-id", "killed", "--set", "checkpoint_every=2"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
+        for _ in range(1200):
+            if list((work / "killed").rglob("1/bright/*.zip")):
+                break
+            time.sleep(0.02)
+        child.kill()
+    assert child.returncode == -9
+    made = {p: p.read_bytes() for p in (work / "killed").rglob("[0-9]*.zip")}
+    assert made
+    assert run_command(work, *command[3:-4], "--run-id", "killed", "--set", "checkpoint_every=2").exit_code == 0
+    assert all(path.read_bytes() == data for path, data in made.items())
+    other = run_command(work, *command[3:-4], "--run-id", "at once", "--set", "checkpoint_every=2")
+    assert other.exit_code == 0, other.stderr
+    assert_same(work / "killed", work / "at once")
+    config = ckpt.load(ckpt.find(work / "killed")).config
+    assert (config.num_inference_steps, config.distill_steps, config.coupling) == (4, None, "paired")
+
+
+def test_the_successor_keeps_the_net_and_the_data_but_not_the_classifier():
+    teacher = tiny()
+    changed = {k for k, v in successor(teacher, 2, True, None).items() if to_json(teacher)[k] != v}
+    assert changed <= {
+        "coupling", "random_crop", "saliency_loss_weight", "distill_steps", "train_images", "learning_rate",
+        "warmup_images", "num_inference_steps",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["distill", "run", "--steps", 3], "--steps is 3; wanted 1, 2 or 4"),
+        (["reflow", "run", "--pairs", 0], "--pairs is 0"),
+        (["distill", "nowhere"], "no such run"),
+        (["reflow", "run", "--pairs-from", "dark"], "holds no pairs"),
+        (["reflow", "run", "--set", "saliency_loss_weight=1", "--set", "distill_steps=1"], "distill_steps wants pairs"),
+    ],
+)
+def test_wrong_usage(work, monkeypatch, args, said):
+    monkeypatch.chdir(work)
+    done = run_command(work, *args)
+    assert done.exit_code == 2 and said in done.stderr, done.stderr
+
+
+def test_a_checkpoint_without_a_velocity_is_refused(work, tmp_path):
+    draw_domains(tmp_path)
+    finish(replace(job(tmp_path, "c", train_images=5), only="saliency"))
+    with pytest.raises(CheckpointError, match="no velocity net"):
+        ckpt.load(ckpt.find(tmp_path / "c")).velocity()
+    done = run_command(tmp_path, "distill", tmp_path / "c", "--pairs", 1)
+    assert done.exit_code == 2 and "no velocity net" in done.stderr
+    assert json.loads((tmp_path / "c" / "run.json").read_text())["seed"] == 0
