@@ -87,7 +87,7 @@ def _said(outcome: "Outcome") -> str:
     what = f"{outcome.format} {outcome.precision}"
     if outcome.parity is None:
         return f"{what}: not kept"
-    files = ", ".join(f"{graph.file} ({graph.bytes / 1e6:.1f} MB)" for graph in outcome.graphs)
+    files = ", ".join(f"{g.file} ({(g.bytes + (g.data.bytes if g.data else 0)) / 1e6:.1f} MB)" for g in outcome.graphs)
     kept = " BELOW ITS FLOOR, kept as asked:" if outcome.below_floor else ""
     line = (
         f"{what}:{kept} {files}, {outcome.parity.psnr:.1f} dB to PyTorch over {outcome.parity.steps} steps, "

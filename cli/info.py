@@ -61,13 +61,13 @@ def _manifest(manifest: dict[str, Any]) -> list[str]:
 
 
 def _graph(graph: dict[str, Any]) -> str:
-    parity = graph.get("parity", {})
+    parity, size = graph.get("parity", {}), graph["bytes"] + (graph.get("data") or {"bytes": 0})["bytes"]
     figures = f"{parity['psnr']:.1f} dB, {parity['grey_levels']:.0f} grey levels to PyTorch" if "psnr" in parity else ""
     remarks = [
         "BELOW ITS FLOOR" if graph["below_floor"] else "",
         graph["state"].upper() if graph.get("state", "whole") != "whole" else "",
     ]
-    about = f"{graph['role']}, {graph['format']} {graph['precision']}, {graph['bytes'] / 1e6:.1f} MB"
+    about = f"{graph['role']}, {graph['format']} {graph['precision']}, {size / 1e6:.1f} MB"
     return _row(graph["file"], ", ".join(part for part in (about, figures, *remarks) if part))
 
 

@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..runtime.bundle import digest
+from ..runtime.bundle import DATA_SUFFIX, digest
 from ..runtime.errors import ExportError, UsageError
 from ..runtime.files import write_folder_aside
-from ..runtime.manifest import MANIFEST_FILE, Graph
+from ..runtime.manifest import MANIFEST_FILE, Data, Graph
 from .proof import FLOORS, Case, Floor, Made, Maker, Parity, make_cases, prove, shortfall
 from .source import Size, Source, open_source
 from .web import web_runtime, write_page
@@ -157,4 +157,6 @@ def _graph(
     path = folder / made.files[role]
     sha256, size = digest(path)
     figures, about = parity.figures(), made.about.get(role, {})
-    return Graph(path.name, precision, sha256, size, figures, role, format_, floor.figures(), below, about)
+    beside = path.with_name(f"{path.name}{DATA_SUFFIX}")
+    data = Data(beside.name, *digest(beside)) if beside.is_file() else None
+    return Graph(path.name, precision, sha256, size, figures, role, format_, floor.figures(), below, about, data)

@@ -1,24 +1,37 @@
-"""ONNX graphs as data: checked, put in order, cleaned of this machine, written."""
+"""ONNX graphs as data: checked, put in order, cleaned of this machine, written and checked."""
 
 from pathlib import Path
 
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto
 
+from ..runtime.bundle import DATA_SUFFIX
 from ..runtime.errors import ExportError
 
+LARGEST = (1 << 31) - (1 << 24)
+"""Bytes of weights that a graph holds itself: protobuf ends at 2 GiB."""
 
-def check(model: ModelProto) -> None:
-    """Raises ExportError where the graph does not pass ONNX's checker."""
+
+def write(model: ModelProto, path: Path) -> None:
+    """The same graph gives the same bytes. Above LARGEST the weights lie beside it, in `path`.data.
+
+    Raises:
+        ExportError: the graph does not pass ONNX's checker.
+    """
+    if weight_bytes(model) <= LARGEST:
+        path.write_bytes(model.SerializeToString(deterministic=True))
+    else:
+        onnx.save_model(model, path, save_as_external_data=True, location=f"{path.name}{DATA_SUFFIX}")
+        onnx.load_external_data_for_model(model, str(path.parent))  # saving took the weights out of it
     try:
-        onnx.checker.check_model(model, full_check=True)
+        onnx.checker.check_model(str(path), full_check=True)
     except onnx.checker.ValidationError as e:
         raise ExportError(f"the graph does not pass ONNX's checker: {e}") from e
 
 
-def write(model: ModelProto, path: Path) -> None:
-    """The same graph gives the same bytes."""
-    path.write_bytes(model.SerializeToString(deterministic=True))
+def weight_bytes(model: ModelProto) -> int:
+    """Of all initializers."""
+    return sum(len(i.raw_data) for i in model.graph.initializer)
 
 
 def strip(model: ModelProto) -> None:

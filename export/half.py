@@ -22,7 +22,10 @@ def half(model: ModelProto) -> ModelProto:
     source = ModelProto()
     source.CopyFrom(model)
     # Blocked by name alone: the converter's own list of operations is older than the kernels are.
-    converted = convert_float_to_float16(source, keep_io_types=True, op_block_list=[], node_block_list=keep)
+    # torch wrote the type of every value; inferring them again would fail above 2 GiB.
+    converted = convert_float_to_float16(
+        source, keep_io_types=True, disable_shape_infer=True, op_block_list=[], node_block_list=keep
+    )
     in_order(converted.graph)
     del converted.graph.value_info[:]  # some of the types are those of before
     return converted

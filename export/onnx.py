@@ -14,7 +14,7 @@ import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from ..runtime.bundle import Bundle
+from ..runtime.bundle import DATA_SUFFIX, Bundle
 from ..runtime.codec import open_codec
 from ..runtime.errors import ExportError
 from ..runtime.euler import integrate
@@ -22,7 +22,7 @@ from ..runtime.manifest import METADATA_KEY, ROLES, Manifest
 from ..runtime.velocity import Velocity
 from ..train.codec import VAE
 from .calibration import trajectories
-from .graph import check, strip, write
+from .graph import LARGEST, strip, weight_bytes, write
 from .half import half
 from .int8 import int8
 from .proof import Made, Maker, psnr
@@ -54,11 +54,15 @@ def onnx_maker(source: Source, note: Callable[[str], None], calibration: Path | 
         infix = "" if precision == "fp32" else f".{precision}"
         files = {role: f"{role}{infix}.onnx" for role in roles}
         for role, file in files.items():
-            check(models[role])
             write(models[role], folder / file)
-            run = optimised_nodes(models[role])
+            run = optimised_nodes(folder / file)
             note(f"{file}: {len(models[role].graph.node)} nodes, {run} as ONNX Runtime runs it on this CPU")
-        made = opened(source.manifest, {role: (folder / file).read_bytes() for role, file in files.items()})
+        beside = [folder / f"{file}{DATA_SUFFIX}" for file in files.values()]
+        made = opened(
+            source.manifest,
+            {role: (folder / file).read_bytes() for role, file in files.items()},
+            {path.name: path.read_bytes() for path in beside if path.is_file()},
+        )
         return replace(made, files=files, about=about)
 
     return make
@@ -68,6 +72,8 @@ def quantised(
     source: Source, models: dict[str, ModelProto], calibration: Path | None
 ) -> tuple[dict[str, ModelProto], dict[str, dict[str, Any]]]:
     """All graphs in 8 bits, and by role what was left in float."""
+    if large := [role for role, model in models.items() if weight_bytes(model) > LARGEST]:
+        raise ExportError(f"int8: the {large[0]} graph is above 2 GiB, and ONNX Runtime's quantiser takes smaller ones")
     data = {role: model.SerializeToString() for role, model in models.items()}
     made, steps = opened(source.manifest, data), source.manifest.default_steps
     feeds = trajectories(source, made, calibration)
@@ -82,19 +88,19 @@ def quantised(
     return {role: model for role, (model, _) in done.items()}, {role: about for role, (_, about) in done.items()}
 
 
-def opened(manifest: Manifest, graphs: dict[str, bytes]) -> Made:
-    """Serialised graphs, by role, as `rfp translate` runs them on the CPU."""
-    bundle = Bundle(Path("velocity.onnx"), manifest, *(graphs.get(role, b"") for role in ROLES))
+def opened(manifest: Manifest, graphs: dict[str, bytes], data: dict[str, bytes] | None = None) -> Made:
+    """Serialised graphs, by role, as `rfp translate` runs them on the CPU; `data` as in a Bundle."""
+    bundle = Bundle(Path("velocity.onnx"), manifest, *(graphs.get(role, b"") for role in ROLES), data=data or {})
     return Made({}, Velocity(bundle, "cpu"), open_codec(bundle, "cpu"))
 
 
-def optimised_nodes(model: ModelProto) -> int:
+def optimised_nodes(path: Path) -> int:
     """How many nodes ONNX Runtime's optimiser makes of a graph on this CPU."""
     with tempfile.TemporaryDirectory() as folder:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # that the result suits this CPU only is why it is not kept
         options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
-        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         return len(onnx.load(options.optimized_model_filepath, load_external_data=False).graph.node)
 
 
@@ -105,7 +111,7 @@ def float32_graph(source: Source, role: str) -> ModelProto:
     `encoder` takes `x` [B, 3, H, W] and gives `z` [B, C, H/factor, W/factor]; `decoder` takes `z` and gives `x`.
 
     Raises:
-        ExportError: torch cannot export the net, or the graph does not pass ONNX's checker.
+        ExportError: torch cannot export the net.
     """
     net, codec, manifest = source.net, source.codec, source.manifest
     zero, one = manifest.domains
@@ -167,5 +173,4 @@ def _export(
     entry.key, entry.value = METADATA_KEY, manifest.to_json()
     model.producer_name, model.producer_version = "rfp", manifest.rfp_version
     model.doc_string = about
-    check(model)
     return model

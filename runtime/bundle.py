@@ -5,7 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .errors import BundleError, UsageError
-from .manifest import MANIFEST_FILE, METADATA_KEY, PRECISIONS, ROLES, Manifest
+from .manifest import MANIFEST_FILE, METADATA_KEY, PRECISIONS, ROLES, Graph, Manifest
+
+DATA_SUFFIX = ".data"
+"""After a graph's name: the file of its weights, where they take more than 2 GiB."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,8 @@ class Bundle:
     model: bytes = field(repr=False)
     encoder: bytes = field(default=b"", repr=False)
     decoder: bytes = field(default=b"", repr=False)
+    data: dict[str, bytes] = field(default_factory=dict, repr=False, kw_only=True)
+    """Weights of graphs of more than 2 GiB, by the name of their file."""
 
 
 def load_bundle(path: str | Path, precision: str | None = None, device: str = "cpu") -> Bundle:
@@ -46,7 +51,9 @@ def load_bundle(path: str | Path, precision: str | None = None, device: str = "c
         raise BundleError(f"{path}: not a bundle; give the folder that `rfp export` wrote, or its velocity.onnx")
     from .network import open_session  # onnxruntime takes 0.15 s to import and the folder form does not need it yet
 
-    metadata = open_session(model, path).get_modelmeta().custom_metadata_map
+    beside = path.with_name(f"{path.name}{DATA_SUFFIX}")
+    data = {beside.name: _read(beside, "")} if beside.is_file() else {}
+    metadata = open_session(model, path, data=data).get_modelmeta().custom_metadata_map
     if METADATA_KEY not in metadata:
         raise BundleError(
             f"{path}: an ONNX graph without rfp's description (metadata key {METADATA_KEY!r}); "
@@ -58,7 +65,7 @@ def load_bundle(path: str | Path, precision: str | None = None, device: str = "c
             f"{path}: one graph of a model that works on latents, which needs three (encoder, velocity, decoder); "
             f"give the bundle folder with {MANIFEST_FILE}"
         )
-    return Bundle(path, manifest, model)
+    return Bundle(path, manifest, model, data=data)
 
 
 def opened(bundle: Bundle | str | Path, precision: str | None, device: str) -> Bundle:
@@ -76,8 +83,10 @@ def _from_folder(folder: Path, precision: str | None, device: str) -> Bundle:
     manifest = read_manifest(folder)
     roles = ROLES if manifest.latent is not None else ROLES[:1]
     chosen = _choose(folder / MANIFEST_FILE, manifest, precision, device)
-    path, *rest = (_graph(folder, manifest, role, chosen) for role in roles)
-    return Bundle(path[0], manifest, path[1], *(model for _, model in rest))
+    graphs = [_graph(folder, manifest, role, chosen) for role in roles]
+    models = [_checked(folder / g.file, g.sha256, g.bytes) for g in graphs]
+    data = {g.data.file: _checked(folder / g.data.file, g.data.sha256, g.data.bytes) for g in graphs if g.data}
+    return Bundle(folder / graphs[0].file, manifest, *models, data=data)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -121,21 +130,27 @@ def _choose(where: Path, manifest: Manifest, precision: str | None, device: str)
     return next((p for p in order if p in there), order[0])
 
 
-def _graph(folder: Path, manifest: Manifest, role: str, precision: str) -> tuple[Path, bytes]:
-    """The ONNX graph of a role and precision: its file, and its bytes as they were when it was exported."""
-    where = folder / MANIFEST_FILE
+def _graph(folder: Path, manifest: Manifest, role: str, precision: str) -> Graph:
+    """The ONNX graph of a role and precision."""
     wanted = ("onnx", role, precision)
     graph = next((g for g in manifest.graphs if (g.format, g.role, g.precision) == wanted), None)
     if graph is None:
         found = ", ".join(g.file for g in manifest.graphs) or "none"
-        raise BundleError(f"{where}: lists no ONNX graph of the {role} (found: {found}); export the checkpoint again")
-    model = _read(folder / graph.file, f"{MANIFEST_FILE} lists it; copy the whole bundle folder")
-    if (found := hashlib.sha256(model).hexdigest()) != graph.sha256:
         raise BundleError(
-            f"{folder / graph.file}: damaged or changed since its export: {len(model):,} bytes, sha256 {found[:12]}…, "
-            f"{MANIFEST_FILE} says {graph.bytes:,} bytes, sha256 {graph.sha256[:12]}…; copy the bundle again"
+            f"{folder / MANIFEST_FILE}: lists no ONNX graph of the {role} (found: {found}); export the checkpoint again"
         )
-    return folder / graph.file, model
+    return graph
+
+
+def _checked(file: Path, sha256: str, size: int) -> bytes:
+    """The bytes of a file as they were when it was exported."""
+    data = _read(file, f"{MANIFEST_FILE} lists it; copy the whole bundle folder")
+    if (found := hashlib.sha256(data).hexdigest()) != sha256:
+        raise BundleError(
+            f"{file}: damaged or changed since its export: {len(data):,} bytes, sha256 {found[:12]}…, "
+            f"{MANIFEST_FILE} says {size:,} bytes, sha256 {sha256[:12]}…; copy the bundle again"
+        )
+    return data
 
 
 def _read(path: Path, hint: str) -> bytes:

@@ -4,6 +4,7 @@ from typing import Protocol
 
 from .bundle import Bundle
 from .errors import BundleError
+from .manifest import ROLES
 from .network import Network
 from .pixels import Float
 
@@ -39,10 +40,9 @@ class LatentCodec:
         latent = bundle.manifest.latent
         assert latent is not None
         self.channels, self.factor = latent.channels, latent.factor
-        files = {graph.role: graph.file for graph in bundle.manifest.graphs}
-        path = {role: bundle.path.with_name(files.get(role, role)) for role in ("encoder", "decoder")}
-        self._encoder = Network(bundle.encoder, path["encoder"], device, {"x": 4}, {"z": 4}, "encoder")
-        self._decoder = Network(bundle.decoder, path["decoder"], device, {"z": 4}, {"x": 4}, "decoder")
+        path = {role: bundle.path.with_name(bundle.path.name.replace("velocity", role)) for role in ROLES}
+        self._encoder = Network(bundle.encoder, path["encoder"], device, {"x": 4}, {"z": 4}, "encoder", bundle.data)
+        self._decoder = Network(bundle.decoder, path["decoder"], device, {"z": 4}, {"x": 4}, "decoder", bundle.data)
 
     def encode(self, x: Float) -> Float:
         """Raises MediaError where the graph cannot take this size or memory runs out."""

@@ -42,7 +42,8 @@ def _bundle(folder: Path) -> dict[str, Any]:
     manifest = read_manifest(folder)
     values = _values(manifest)
     for graph, entry in zip(manifest.graphs, values["graphs"], strict=True):
-        entry["state"] = _state(folder / graph.file, graph.sha256)
+        states = [_state(folder / part.file, part.sha256) for part in (graph, graph.data) if part]
+        entry["state"] = next((state for state in states if state != "whole"), "whole")
     return {"kind": "bundle", "path": str(folder), "manifest": values}
 
 

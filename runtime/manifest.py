@@ -24,6 +24,7 @@ LATER: dict[str, Any] = {
     "floor": {},
     "below_floor": False,
     "about": {},
+    "data": None,
 }
 """Keys younger than the format, with what a manifest without them means. They are written only where they say
 something else: so an older rfp goes on reading what it can, and refuses what it would misunderstand."""
@@ -31,6 +32,20 @@ ROLES = ("velocity", "encoder", "decoder")
 FORMATS = ("onnx", "coreml")
 PRECISIONS = ("fp32", "fp16", "int8")
 TIMESTEP = "t in [0, 1], float32 of shape [1] shared by the batch; 0 is domain 0, 1 is domain 1"
+
+
+@dataclass(frozen=True)
+class Data:
+    """The file beside a graph of more than 2 GiB that holds its weights, ONNX's external data."""
+
+    file: str
+    sha256: str
+    bytes: int
+
+    def __post_init__(self) -> None:
+        _want(self.file, "data.file", "a name without folders", _is_file_name)
+        _want(self.sha256, "data.sha256", "64 hexadecimal digits", _is_sha256)
+        _want(self.bytes, "data.bytes", "a whole number above 0", lambda v: _is_int(v, 1, 1 << 48))
 
 
 @dataclass(frozen=True)
@@ -52,6 +67,7 @@ class Graph:
     floor: dict[str, float] = field(default_factory=dict)
     below_floor: bool = False
     about: dict[str, Any] = field(default_factory=dict)
+    data: Data | None = None
 
     def __post_init__(self) -> None:
         _want(self.file, "file", "a name without folders", _is_file_name)
@@ -64,6 +80,7 @@ class Graph:
             _want(getattr(self, name), name, "names with finite numbers", _are_figures)
         _want(self.below_floor, "below_floor", "true or false", lambda v: isinstance(v, bool))
         _want(self.about, "about", "a JSON object", _is_object)
+        _want(self.data, "data", "null or a JSON object", lambda v: v is None or isinstance(v, Data))
 
 
 @dataclass(frozen=True)
@@ -125,7 +142,7 @@ class Manifest:
         if self.latent is not None:
             fits = self.multiple % self.latent.factor == 0
             _want(self.multiple, "multiple", f"a multiple of latent.factor {self.latent.factor}", lambda _: fits)
-        files = [graph.file for graph in self.graphs]
+        files = [file for g in self.graphs for file in (g.file, g.data.file if g.data else None) if file]
         _want(files, "graphs", "every file once", lambda v: len(set(v)) == len(v))
 
     def to_json(self) -> str:
@@ -160,10 +177,7 @@ def _manifest(values: Any) -> Manifest:
             "upgrade with `pip install --upgrade rfp`"
         )
     graphs = _want(values.get("graphs", []), "graphs", "a list", lambda v: isinstance(v, list))
-    values["graphs"] = tuple(
-        Graph(**_known(Graph, _want(graph, f"graphs[{i}]", "a JSON object", _is_object), f"graphs[{i}]."))
-        for i, graph in enumerate(graphs)
-    )
+    values["graphs"] = tuple(_graph(graph, f"graphs[{i}]") for i, graph in enumerate(graphs))
     if (latent := values.get("latent")) is not None:
         values["latent"] = Latent(**_known(Latent, _want(latent, "latent", "a JSON object", _is_object), "latent."))
     for name in ("domains", "pixel_range"):
@@ -172,11 +186,18 @@ def _manifest(values: Any) -> Manifest:
     return Manifest(**_known(Manifest, values, ""))
 
 
+def _graph(value: Any, at: str) -> Graph:
+    values = dict(_want(value, at, "a JSON object", _is_object))
+    if (data := values.get("data")) is not None:
+        values["data"] = Data(**_known(Data, _want(data, f"{at}.data", "a JSON object", _is_object), f"{at}.data."))
+    return Graph(**_known(Graph, values, f"{at}."))
+
+
 def _without_defaults(values: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in values.items() if k not in LATER or v != LATER[k]}
 
 
-def _known(cls: type[Graph | Manifest | Latent], values: dict[str, Any], at: str) -> dict[str, Any]:
+def _known(cls: type[Data | Graph | Manifest | Latent], values: dict[str, Any], at: str) -> dict[str, Any]:
     known = {f.name for f in fields(cls)}
     if unknown := sorted(values.keys() - known):
         raise BundleError(f"{at}{unknown[0]}: not a key of format {FORMAT_VERSION}; is the bundle from a newer rfp?")

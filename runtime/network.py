@@ -1,10 +1,11 @@
 """One exported graph on a device, computed by ONNX Runtime."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,17 @@ DEVICES = {
 }
 
 
-def open_session(model: bytes, path: Path, threads: int = 0, provider: str = "CPUExecutionProvider") -> Any:
+def open_session(
+    model: bytes,
+    path: Path,
+    threads: int = 0,
+    provider: str = "CPUExecutionProvider",
+    data: Mapping[str, bytes] = MappingProxyType({}),
+) -> Any:
     """An onnxruntime.InferenceSession over a serialised graph; `threads` 0 means one for each core.
 
     The graph is passed as bytes: they are the bytes whose sha256 was checked, and ONNX Runtime then reads no other
-    file for it (external data, absolute or relative, is refused).
+    file for it (external data, absolute or relative, is refused) than those in `data`, given by name and content.
 
     Raises:
         BundleError: the graph is damaged, or needs external data or operators that are not there.
@@ -35,6 +42,10 @@ def open_session(model: bytes, path: Path, threads: int = 0, provider: str = "CP
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # what goes wrong is raised, and said once
+    if data:
+        options.add_external_initializers_from_files_in_memory(
+            list(data), list(data.values()), [*map(len, data.values())]
+        )
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the codecs need the cores between calls
     providers = [provider] if provider == DEVICES["cpu"] else [provider, DEVICES["cpu"]]
     if provider == DEVICES["cuda"]:
@@ -59,6 +70,7 @@ class Network:
 
     Args:
         model, path: the graph, and its file for messages.
+        data: contents of the files that hold its weights, by name, where it does not hold them itself.
         takes, gives: names of the inputs and of the output with their number of axes; the first input is the batch, the
             others are shared by it.
         what: what the graph is, for messages.
@@ -69,8 +81,16 @@ class Network:
     """
 
     def __init__(
-        self, model: bytes, path: Path, device: str, takes: dict[str, int], gives: dict[str, int], what: str
+        self,
+        model: bytes,
+        path: Path,
+        device: str,
+        takes: dict[str, int],
+        gives: dict[str, int],
+        what: str,
+        data: Mapping[str, bytes] = MappingProxyType({}),
     ) -> None:
+        self._data = data
         self._model, self._path, self._takes, self._what = model, path, takes, what
         (self._gives,) = gives
         self.device = choose_device(device)
@@ -94,11 +114,11 @@ class Network:
 
     @cached_property
     def _wide(self) -> Any:
-        return open_session(self._model, self._path, provider=DEVICES[self.device])
+        return open_session(self._model, self._path, provider=DEVICES[self.device], data=self._data)
 
     @cached_property
     def _narrow(self) -> Any:
-        return open_session(self._model, self._path, threads=1)
+        return open_session(self._model, self._path, threads=1, data=self._data)
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:

@@ -14,7 +14,8 @@ class Velocity:
     def __init__(self, bundle: Bundle, device: str = "auto") -> None:
         """Raises UsageError for a device that is not there, BundleError for a graph that cannot be loaded."""
         self._path = bundle.path
-        self._net = Network(bundle.model, bundle.path, device, {"x": 4, "t": 1}, {"velocity": 4}, "velocity")
+        takes, gives = {"x": 4, "t": 1}, {"velocity": 4}
+        self._net = Network(bundle.model, bundle.path, device, takes, gives, "velocity", bundle.data)
         self.device, self.cores = self._net.device, self._net.cores
         self.batch = self.cores if self.device == "cpu" else 16
         """How many images are best passed at once, memory aside."""

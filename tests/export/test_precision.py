@@ -8,13 +8,14 @@ import pytest
 from onnx import TensorProto, numpy_helper
 from PIL import Image
 from rfp.cli.main import app
+from rfp.export import graph as graph_module
 from rfp.export import onnx as export_onnx_module
 from rfp.export.bundle import export_bundle
 from rfp.export.calibration import trajectories
 from rfp.export.half import half
 from rfp.export.int8 import int8
 from rfp.export.source import open_source
-from rfp.runtime import UsageError, load_bundle, translate
+from rfp.runtime import BundleError, ExportError, UsageError, load_bundle, translate
 from rfp.runtime.velocity import Velocity
 from trainings import noisy, write_run
 from typer.testing import CliRunner
@@ -196,3 +197,39 @@ def test_a_precision_that_is_not_there_is_an_error(bundle, tmp_path):
 def test_options_out_of_range_are_refused(run, tmp_path, options, said):
     result = CliRunner().invoke(app, ["export", str(run), "-o", str(tmp_path / "b"), *options])
     assert result.exit_code == 2 and said in " ".join(result.stderr.split()) and not (tmp_path / "b").exists()
+
+
+def test_weights_above_the_limit_lie_beside_the_graph_and_are_checked(run, bundle, tmp_path, quick, monkeypatch):
+    monkeypatch.setattr(graph_module, "LARGEST", 50_000)
+    export_bundle(run, tmp_path / "b", precisions=["fp32", "fp16"])
+    folder, whole = tmp_path / "b", load_bundle(bundle)
+    loaded = load_bundle(folder)
+    data = loaded.manifest.graphs[0].data
+    assert (data.file, data.bytes) == ("velocity.onnx.data", (folder / "velocity.onnx.data").stat().st_size)
+    assert len(loaded.model) < len(whole.model) / 2 and loaded.manifest.graphs[0].parity["psnr"] >= 80
+    x = np.random.default_rng(0).standard_normal((2, 3, 16, 16), np.float32)
+    want = Velocity(whole, "cpu")(x, 0.5)
+    np.testing.assert_array_equal(Velocity(loaded, "cpu")(x, 0.5), want)
+    np.testing.assert_array_equal(Velocity(load_bundle(folder / "velocity.onnx"), "cpu")(x, 0.5), want)
+    info = CliRunner().invoke(app, ["info", str(folder)])
+    assert info.exit_code == 0 and "0.2 MB" in info.stdout
+    path = folder / data.file
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert CliRunner().invoke(app, ["info", str(folder)]).exit_code == 1
+    with pytest.raises(BundleError, match=r"velocity.onnx.data: damaged or changed since its export"):
+        load_bundle(folder)
+    path.unlink()
+    with pytest.raises(BundleError, match=r"velocity.onnx.data: cannot be read"):
+        load_bundle(folder)
+    values = json.loads((folder / "rfp.json").read_text())
+    for name in ("../x", "/etc/passwd"):
+        values["graphs"][0]["data"]["file"] = name
+        (folder / "rfp.json").write_text(json.dumps(values))
+        with pytest.raises(BundleError, match=r"data.file: found .* wanted a name without folders"):
+            load_bundle(folder)
+
+
+def test_int8_of_a_graph_above_2_gib_is_an_error_that_says_so(run, tmp_path, quick, monkeypatch):
+    monkeypatch.setattr(export_onnx_module, "LARGEST", 50_000)
+    with pytest.raises(ExportError, match="int8: the velocity graph is above 2 GiB"):
+        export_bundle(run, tmp_path / "b", precisions=["int8"])

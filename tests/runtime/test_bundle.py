@@ -42,6 +42,7 @@ def test_a_lone_graph_describes_itself(folder):
 
 
 GRAPH = {"file": "v.onnx", "precision": "fp32", "sha256": "0" * 64, "bytes": 1}
+DATA = {"file": "v.onnx.data", "sha256": "0" * 64, "bytes": 1}
 MISTAKES = [
     ({"image_size": "64"}, "image_size: found '64'"),
     ({"image_size": True}, "image_size"),
@@ -65,6 +66,8 @@ MISTAKES = [
     ({"graphs": [GRAPH | {"below_floor": 1}]}, "below_floor"),
     ({"graphs": [GRAPH | {"about": None}]}, "about"),
     ({"graphs": [GRAPH | {"file": "../x.onnx"}]}, "file"),
+    ({"graphs": [GRAPH | {"data": "x"}]}, "data"),
+    ({"graphs": [GRAPH | {"data": DATA | {"file": "a/b"}}]}, "data.file"),
     ({"graphs": [GRAPH | {"sha256": "ab"}]}, "sha256"),
     ({"graphs": [GRAPH | {"bytes": 0}]}, "bytes"),
     ({"graphs": [GRAPH | {"colour": 1}]}, r"graphs\[0\].colour: not a key"),
