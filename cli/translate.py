@@ -29,6 +29,9 @@ def translate(
         typer.Option(help="fp32, fp16 or int8, of what the bundle has; fp16 on CUDA, else fp32, if not given."),
     ] = None,
     batch: Annotated[int | None, typer.Option(help="Pictures at once; fitted to the machine if not given.")] = None,
+    steady: Annotated[
+        float, typer.Option(help="Against flicker of videos: 0 is off, 0.8 calms what stands still; below 1.")
+    ] = 0.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Do again what is there already.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
 ) -> None:
@@ -53,6 +56,7 @@ def translate(
                 overwrite=overwrite,
                 device=device,
                 precision=precision,
+                steady=steady,
                 on_event=on_event,
             )
     except KeyboardInterrupt:

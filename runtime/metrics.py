@@ -105,3 +105,32 @@ def _stacks(a: Uint8, b: Uint8) -> tuple[Uint8, Uint8]:
         wanted = "two uint8 arrays of one shape, [H, W, 3] or [B, H, W, 3]"
         raise ValueError(f"metrics compare {wanted}; got {a.dtype} {a.shape} and {b.dtype} {b.shape}")
     return (a[None], b[None]) if a.ndim == 3 else (a, b)
+
+
+STILL = 2.0
+"""Grey levels, a mean over the channels, by which a pixel may change from frame to frame and be called still."""
+
+
+def flicker(frames: Uint8, translated: Uint8) -> dict[str, float]:
+    """How a translated film changes from frame to frame beside its source, both uint8 [T, H, W, 3], T at least 2.
+
+    Returns:
+        `change`: mean absolute difference of neighbouring frames over that of the source; 1 moves as much as it does.
+        `still`: that difference in grey levels where the source changes by STILL at most: flicker and nothing else;
+        `still_source`: the source's own there, the floor. nan where nothing stands still, or nothing moves at all.
+    """
+    if frames.shape != translated.shape or frames.ndim != 4 or len(frames) < 2:
+        raise ValueError(f"flicker() needs two films of one shape [T, H, W, 3], got {frames.shape}, {translated.shape}")
+    still, source, pixels, total, total_source = 0.0, 0.0, 0, 0.0, 0.0
+    for k in range(1, len(frames)):
+        before = np.abs(frames[k].astype(np.int16) - frames[k - 1]).mean(axis=2)
+        after = np.abs(translated[k].astype(np.int16) - translated[k - 1]).mean(axis=2)
+        rest = before <= STILL
+        total, total_source = total + after.sum(), total_source + before.sum()
+        still, source, pixels = still + after[rest].sum(), source + before[rest].sum(), pixels + int(rest.sum())
+    nan = float("nan")
+    return {
+        "change": float(total / total_source) if total_source else nan,
+        "still": float(still / pixels) if pixels else nan,
+        "still_source": float(source / pixels) if pixels else nan,
+    }

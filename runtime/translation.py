@@ -30,6 +30,7 @@ def translate(
     overwrite: bool = False,
     device: str = "auto",
     precision: str | None = None,
+    steady: float = 0.0,
     on_event: Callable[[Event], None] = lambda event: None,
 ) -> Report:
     """Translate pictures and videos from domain 0 to domain 1, or back.
@@ -50,6 +51,8 @@ def translate(
         device: auto, cpu, cuda or coreml.
         precision: of the graphs, where the bundle has several: fp32, fp16 or int8; None takes what suits the device
             (fp16 on CUDA, fp32 elsewhere). Only where `bundle` is a path.
+        steady: in [0, 1): how much of what was added to the last frame is carried on where nothing moves in a video,
+            against flicker.
         on_event: told of everything as it happens, in the calling thread.
 
     Returns:
@@ -68,6 +71,8 @@ def translate(
             else "has no pictures to turn into others"
         )
         raise UsageError(f"{loaded.path}: its domain 0 is noise, so it {why}; `rfp generate` makes pictures with it")
+    if not 0 <= steady < 1:
+        raise UsageError(f"steady is {steady}; wanted 0 (off) to below 1")
     bad: list[MediaError] = []
     jobs = plan(paths(inputs), paths([output])[0], bad.append)
     graphs = Velocity(loaded, device), open_codec(loaded, device)
@@ -86,17 +91,17 @@ def translate(
     translate_images([job for job in todo if job.media.kind == "image"], flow, lambda *end: tell(_ended(*end)))
     for job in todo:
         if job.media.kind == "video":
-            tell(_video(job, new_flow(), tell))
+            tell(_video(job, new_flow(), steady, tell))
     report.seconds = time.monotonic() - began
     return report
 
 
-def _video(job: Job, flow: Flow, tell: Callable[[Event], None]) -> Event:
+def _video(job: Job, flow: Flow, steady: float, tell: Callable[[Event], None]) -> Event:
     def on_frames(count: int, total: int | None) -> None:
         tell(Event("frames", str(job.media), job.target, count=count, total=total))
 
     try:
-        note = translate_video(job.media, job.target, flow, on_frames)
+        note = translate_video(job.media, job.target, flow, on_frames, steady)
     except MediaError as e:
         return _ended(job, e)
     return Event("done", str(job.media), job.target, note)

@@ -20,6 +20,7 @@ from .frames import Item, Look, look, matrix, open_video, read, yuv
 from .media import Media
 from .pipeline import ahead
 from .pixels import Uint8
+from .steady import Steady
 
 _MUXERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
 _H264 = {"crf": "16", "preset": "medium"}
@@ -27,12 +28,15 @@ _LIMITED = 1  # AVCOL_RANGE_MPEG
 _VP9 = {"crf": "20", "b": "0", "cpu-used": "4", "row-mt": "1"}
 
 
-def translate_video(media: Media, target: Path, flow: Flow, on_frames: Callable[[int, int | None], None]) -> str:
+def translate_video(
+    media: Media, target: Path, flow: Flow, on_frames: Callable[[int, int | None], None], steady: float = 0.0
+) -> str:
     """Write the translation of `media` to `target`, whole or not at all.
 
     Args:
         flow: chooses the size; an odd side gets its last row or column once more.
         on_frames: called with (frames written, frames expected or None).
+        steady: how much of the last frame's displacement is carried on where nothing moves, in [0, 1).
 
     Returns:
         What was left out, for a person to read; empty for nothing.
@@ -51,7 +55,7 @@ def translate_video(media: Media, target: Path, flow: Flow, on_frames: Callable[
                 audio, note = _add_audio(output, source, target)
                 source.close()  # from here on the reading thread has the stream
                 frames = read(media, stream, list(audio), (width, height))
-                with closing(ahead(_through(ahead(frames, batch), flow, batch), 2 * batch, flow.stop)) as items:
+                with closing(ahead(_through(ahead(frames, batch), flow, batch, steady), 2 * batch, flow.stop)) as items:
                     _write(items, output, video, audio, seen, on_frames)
                 output.close()  # writes the index, which can fail as any write
             except (av.FFmpegError, OSError, ValueError) as e:
@@ -62,12 +66,15 @@ def translate_video(media: Media, target: Path, flow: Flow, on_frames: Callable[
     return note
 
 
-def _through(items: Iterable[Item], flow: Flow, batch: int) -> Generator[Item, None, None]:
+def _through(items: Iterable[Item], flow: Flow, batch: int, steady: float) -> Generator[Item, None, None]:
     """Frames translated `batch` at a time; audio packets pass by them, since the muxer puts both in order."""
     waiting: list[tuple[int, Uint8]] = []
+    steadied = Steady(steady) if steady else None
 
     def translated() -> list[tuple[int, Uint8]]:
-        out = flow(np.stack([pixels for _, pixels in waiting]))
+        frames = np.stack([pixels for _, pixels in waiting])
+        out = flow(frames)
+        out = steadied(frames, out) if steadied else out
         return [(pts, pixels) for (pts, _), pixels in zip(waiting, out, strict=True)]
 
     for item in items:
