@@ -17,6 +17,7 @@ from rfp.train.velocity_net import build_velocity_net
 torch.set_num_threads(1)
 
 TINY: dict[str, Any] = {
+    "structure_pairing": False,
     "type": "RFPix2pixModel",
     "max_size": 16,
     "sample_batch_size": 3,

@@ -85,9 +85,12 @@ class RFPix2pixModel(Strict):
         description="Who is paired with whom. `random`; `structure`: each picture with similar ones of the other "
         "domain; `minibatch_ot`: at random, then each batch is paired anew at the least total distance in pixels; "
         "`paired`: with the one of its own name, for data that are pairs. "
-        "`null` is `structure` with `structure_pairing`, else `random`.",
+        "`null` is `structure`, or `random` where `structure_pairing` is false.",
     )
-    structure_pairing: bool = Field(False, description="The same as `coupling` `structure`.")
+    structure_pairing: bool | None = Field(
+        None,
+        description="`true` is the same as `coupling` `structure`; `false` as `random`, unless `coupling` says more.",
+    )
     structure_candidates: Positive = Field(8, description="Nearest neighbours that a picture is paired with.")
     structure_embedder: Literal[
         "hog", "foreground", "thumbnail", "pixels", "backbone", "dinov2_vits14", "dinov2_vitb14", "dinov2_vitl14"
@@ -209,7 +212,7 @@ class RFPix2pixModel(Strict):
     @property
     def pairs_by(self) -> Literal["random", "structure", "minibatch_ot", "paired"]:
         """The coupling, with `null` resolved."""
-        return self.coupling or ("structure" if self.structure_pairing else "random")
+        return self.coupling or ("random" if self.structure_pairing is False else "structure")
 
     @property
     def steps(self) -> int:

@@ -40,7 +40,7 @@ def test_the_example_of_issue_2_is_understood_and_comes_back():
         else:
             assert full[key] == value
     assert validate(json.loads(json.dumps(full))) == config
-    assert config == RFPix2pixModel()  # the example is the defaults, spelled out
+    assert config == RFPix2pixModel(structure_pairing=False)  # the defaults, spelled out, but for who is paired
     assert config.velocity_net.multiple == 16 and config.steps == 125_000
 
 
@@ -186,8 +186,10 @@ def test_what_does_not_fit_together_is_refused(values, said):
 @pytest.mark.parametrize(
     ("values", "coupling"),
     [
-        ({}, "random"),
+        ({}, "structure"),
+        ({"structure_pairing": False}, "random"),
         ({"structure_pairing": True}, "structure"),
+        ({"coupling": "random"}, "random"),
         ({"coupling": "structure"}, "structure"),
         ({"coupling": "structure", "structure_pairing": True}, "structure"),
         ({"coupling": None, "structure_pairing": False}, "random"),
