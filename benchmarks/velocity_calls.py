@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from rfp.runtime import load_bundle, translate
+from rfp.runtime import FlowOptions, load_bundle, translate
 from rfp.runtime.euler import integrate
 from rfp.runtime.network import open_session
 from rfp.runtime.velocity import Velocity
@@ -59,7 +59,9 @@ def main() -> None:
                 nonlocal frames
                 frames = max(frames, getattr(event, "count", 0) or 0)
 
-            translate(bundle, [args.film], Path(folder) / args.film.name, size=args.size, on_event=count)
+            translate(
+                bundle, [args.film], Path(folder) / args.film.name, flow=FlowOptions(size=args.size), on_event=count
+            )
             whole = time.perf_counter() - start
         from rfp.runtime.media import discover
         from rfp.runtime.video import look  # the film's own shape

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ..runtime.errors import UsageError
+from .number import number_or
 from .report import as_json as values
 from .report import progress, summary
 
@@ -28,7 +29,8 @@ def generate(
         str | None,
         typer.Option(help="fp32, fp16 or int8, of what the bundle has; fp16 on CUDA, else fp32, if not given."),
     ] = None,
-    batch: Annotated[int | None, typer.Option(help="Pictures at once; fitted to the machine if not given.")] = None,
+    threads: Annotated[str, typer.Option(metavar="N|auto", help="Threads of the net on the CPU.")] = "auto",
+    batch: Annotated[str, typer.Option(metavar="N|auto", help="Pictures at once; auto fits the machine.")] = "auto",
     format_: Annotated[str, typer.Option("--format", help="png, jpg, webp, bmp or tiff.")] = "png",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make again what is there already.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
@@ -51,7 +53,8 @@ def generate(
                 seed=seed,
                 steps=steps,
                 size=pixels,
-                batch=batch,
+                batch=number_or("batch", batch, "auto"),
+                threads=number_or("threads", threads, "auto"),
                 suffix=f".{format_.lower()}",
                 grid=grid,
                 overwrite=overwrite,

@@ -2,11 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from ..runtime.errors import UsageError
+from ..runtime.options import FlowOptions
+from .number import number_or
 from .report import as_json as values
 from .report import progress, summary
 
@@ -19,19 +20,19 @@ def translate(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder; or a file, for one input file.")],
     steps: Annotated[int | None, typer.Option(help="Euler steps; the bundle's own number if not given.")] = None,
     size: Annotated[
-        str | None,
-        typer.Option(metavar="N|native", help="Pixels of the short side; the size of training if not given."),
-    ] = None,
+        str, typer.Option(metavar="N|model|native", help="Pixels of the short side; model is the size of training.")
+    ] = "model",
     reverse: Annotated[bool, typer.Option("--reverse", help="From domain 1 back to domain 0.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or coreml.")] = "auto",
     precision: Annotated[
         str | None,
         typer.Option(help="fp32, fp16 or int8, of what the bundle has; fp16 on CUDA, else fp32, if not given."),
     ] = None,
-    batch: Annotated[int | None, typer.Option(help="Pictures at once; fitted to the machine if not given.")] = None,
     steady: Annotated[
         float, typer.Option(help="Against flicker of videos: 0 is off, 0.8 calms what stands still; below 1.")
     ] = 0.0,
+    threads: Annotated[str, typer.Option(metavar="N|auto", help="Threads of the net on the CPU.")] = "auto",
+    batch: Annotated[str, typer.Option(metavar="N|auto", help="Pictures at once; auto fits the machine.")] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Do again what is there already.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
 ) -> None:
@@ -42,20 +43,23 @@ def translate(
     """
     from ..runtime import translate as run  # numpy, PyAV and Pillow: not for `rfp --help`
 
-    pixels = _size(size)
+    flow = FlowOptions(
+        steps=steps,
+        size=number_or("size", size, "model", "native"),
+        reverse=reverse,
+        batch=number_or("batch", batch, "auto"),
+        threads=number_or("threads", threads, "auto"),
+        device=device,
+        precision=precision,
+    )
     try:
         with progress("inputs") as on_event:
             report = run(
                 bundle,
                 inputs,
                 output,
-                steps=steps,
-                size=pixels,
-                reverse=reverse,
-                batch=batch,
+                flow=flow,
                 overwrite=overwrite,
-                device=device,
-                precision=precision,
                 steady=steady,
                 on_event=on_event,
             )
@@ -65,14 +69,3 @@ def translate(
     typer.echo(json.dumps(values(report), ensure_ascii=False) if as_json else summary(report, output, "translated"))
     if report.failed:
         raise typer.Exit(1)
-
-
-def _size(text: str | None) -> int | Literal["native"] | None:
-    if text is None:
-        return None
-    if text.strip().lower() == "native":
-        return "native"
-    try:
-        return int(text)
-    except ValueError:
-        raise UsageError(f"--size is {text!r}; wanted a number of pixels, or native") from None

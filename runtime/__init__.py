@@ -1,7 +1,7 @@
 """Run exported velocity graphs: numpy, Pillow, PyAV and ONNX Runtime, never torch.
 
 import rfp.runtime as rfp
-rfp.translate("BUNDLE", ["photos"], "paintings", steps=8)
+rfp.translate("BUNDLE", ["photos"], "paintings", flow=rfp.FlowOptions(steps=8))
 """
 
 from importlib import import_module
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .euler import integrate
     from .generation import generate
     from .manifest import Graph, Manifest
+    from .options import FlowOptions
     from .report import Event, Report
     from .translation import translate
 
@@ -33,6 +34,7 @@ _LATER = {
     "euler": ("integrate",),
     "generation": ("generate",),
     "manifest": ("Graph", "Manifest"),
+    "options": ("FlowOptions",),
     "report": ("Event", "Report"),
     "translation": ("translate",),
 }
@@ -44,6 +46,7 @@ __all__ = [
     "ConfigError",
     "Event",
     "ExportError",
+    "FlowOptions",
     "Graph",
     "Manifest",
     "MediaError",

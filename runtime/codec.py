@@ -35,14 +35,18 @@ class Identity:
 class LatentCodec:
     """The encoder and the decoder of a latent model."""
 
-    def __init__(self, bundle: Bundle, device: str = "auto") -> None:
+    def __init__(self, bundle: Bundle, device: str = "auto", threads: int | str = "auto") -> None:
         """Raises as Velocity does."""
         latent = bundle.manifest.latent
         assert latent is not None
         self.channels, self.factor = latent.channels, latent.factor
         path = {role: bundle.path.with_name(bundle.path.name.replace("velocity", role)) for role in ROLES}
-        self._encoder = Network(bundle.encoder, path["encoder"], device, {"x": 4}, {"z": 4}, "encoder", bundle.data)
-        self._decoder = Network(bundle.decoder, path["decoder"], device, {"z": 4}, {"x": 4}, "decoder", bundle.data)
+        self._encoder = Network(
+            bundle.encoder, path["encoder"], device, {"x": 4}, {"z": 4}, "encoder", bundle.data, threads
+        )
+        self._decoder = Network(
+            bundle.decoder, path["decoder"], device, {"z": 4}, {"x": 4}, "decoder", bundle.data, threads
+        )
 
     def encode(self, x: Float) -> Float:
         """Raises MediaError where the graph cannot take this size or memory runs out."""
@@ -55,9 +59,9 @@ class LatentCodec:
         return _shaped(self._decoder(z), (b, 3, h * self.factor, w * self.factor), "decoder")
 
 
-def open_codec(bundle: Bundle, device: str = "auto") -> Codec:
+def open_codec(bundle: Bundle, device: str = "auto", threads: int | str = "auto") -> Codec:
     """The codec that the manifest tells of. Raises UsageError, BundleError."""
-    return Identity() if bundle.manifest.latent is None else LatentCodec(bundle, device)
+    return Identity() if bundle.manifest.latent is None else LatentCodec(bundle, device, threads)
 
 
 def _shaped(out: Float, wanted: tuple[int, ...], what: str) -> Float:

@@ -19,6 +19,7 @@ from .flow import Flow
 from .judging import Figure, Judge, Scene, judged
 from .media import discover, paths, read_image
 from .metrics import psnr, ssim
+from .options import FlowOptions
 from .pixels import Uint8
 from .velocity import Velocity
 
@@ -92,7 +93,9 @@ def evaluate(
     size = bundle.manifest.image_size
     _check(bundle, source, truth, reverse, limit)
     graphs = Velocity(bundle, device), open_codec(bundle, device)
-    there, back = (Flow(*graphs, bundle.manifest, steps, way) for way in (reverse, not reverse))
+    there, back = (
+        Flow(*graphs, bundle.manifest, FlowOptions(steps=steps, reverse=way)) for way in (reverse, not reverse)
+    )
     result.steps = bundle.manifest.default_steps if steps is None else steps
     read = _reader(size, limit, result)
     real = read("target", target) if target else None

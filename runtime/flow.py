@@ -3,16 +3,16 @@
 import os
 import threading
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
 from .codec import Codec
-from .errors import MediaError, UsageError
+from .errors import MediaError
 from .euler import integrate
 from .manifest import Manifest
 from .media import MAX_PIXELS
 from .noise import noises
+from .options import FlowOptions
 from .pixels import Float, Uint8, pad_to_multiple, to_float, to_uint8
 from .velocity import Velocity
 
@@ -36,41 +36,19 @@ class Stopped(Exception):
     """Raised inside a flow after its `stop`."""
 
 
+DEFAULTS = FlowOptions()
+
+
 class Flow:
     """Calling it translates uint8 [B, H, W, 3] to uint8 [B, H, W, 3] by Euler steps over a velocity, between an encoder
-    and a decoder where the model works on latents.
+    and a decoder where the model works on latents."""
 
-    Args:
-        steps: None takes the manifest's.
-        reverse: from domain 1 to domain 0.
-        size: pixels of the short side; None takes the size of training, "native" leaves pictures as they are.
-        batch: pictures at once; None takes as many as suit the device and the memory.
-
-    Raises:
-        UsageError: an option out of range.
-    """
-
-    def __init__(
-        self,
-        velocity: Velocity,
-        codec: Codec,
-        manifest: Manifest,
-        steps: int | None = None,
-        reverse: bool = False,
-        size: int | Literal["native"] | None = None,
-        batch: int | None = None,
-    ) -> None:
-        for name, value, low, high in (
-            ("steps", steps, 1, 10_000),
-            ("size", size, 8, 16_384),
-            ("batch", batch, 1, 4096),
-        ):
-            if value not in (None, "native") and not (isinstance(value, int) and low <= value <= high):
-                raise UsageError(f"{name} is {value}; wanted {low} to {high}")
-        self._velocity, self._codec, self._multiple, self._batch = velocity, codec, manifest.multiple, batch
-        self._steps = manifest.default_steps if steps is None else steps
-        self._short = manifest.image_size if size is None else None if size == "native" else size
-        self._t0, self._t1 = (1.0, 0.0) if reverse else (0.0, 1.0)
+    def __init__(self, velocity: Velocity, codec: Codec, manifest: Manifest, options: FlowOptions = DEFAULTS) -> None:
+        self._velocity, self._codec, self._multiple = velocity, codec, manifest.multiple
+        self._batch = options.batch
+        self._steps = manifest.default_steps if options.steps is None else options.steps
+        self._short = manifest.image_size if options.size == "model" else options.size
+        self._t0, self._t1 = (1.0, 0.0) if options.reverse else (0.0, 1.0)
         self._stopped = threading.Event()
 
     def __call__(self, images: Uint8) -> Uint8:
@@ -103,7 +81,7 @@ class Flow:
         Raises:
             MediaError: above MOST_PIXELS, as a panorama may be.
         """
-        scale = 1.0 if self._short is None else self._short / min(width, height)
+        scale = self._short / min(width, height) if isinstance(self._short, int) else 1.0
         fitted = max(1, round(width * scale)), max(1, round(height * scale))
         if fitted[0] * fitted[1] > MOST_PIXELS:
             raise MediaError(
@@ -114,7 +92,9 @@ class Flow:
 
     def batch(self, width: int, height: int) -> int:
         """How many pictures of this size go through the velocity at once."""
-        return self._batch or max(1, min(self._velocity.batch, BATCH_PIXELS // (width * height)))
+        if isinstance(self._batch, int):
+            return self._batch
+        return max(1, min(self._velocity.batch, BATCH_PIXELS // (width * height)))
 
     def stop(self) -> None:
         """From another thread: let a call under way, and every later one, raise Stopped after its present step."""

@@ -16,6 +16,7 @@ from .errors import MediaError, UsageError
 from .flow import MOST_PIXELS, Flow
 from .images import THREADS, Work, save_image, save_images
 from .media import IMAGE_SUFFIXES, paths, read_image
+from .options import FlowOptions
 from .pipeline import ahead
 from .report import Event, Report, ended
 from .sheet import sheet
@@ -43,7 +44,8 @@ def generate(
     seed: int = 0,
     steps: int | None = None,
     size: int | tuple[int, int] | None = None,
-    batch: int | None = None,
+    batch: int | str = "auto",
+    threads: int | str = "auto",
     suffix: str = ".png",
     grid: bool = False,
     overwrite: bool = False,
@@ -62,7 +64,8 @@ def generate(
         steps: Euler steps; None takes the bundle's.
         size: pixels, of a square's side or (width, height); None takes the size of training. Another size, another
             noise, another picture.
-        batch: pictures at once; None takes as many as suit the device and the memory.
+        batch: pictures at once; "auto" takes as many as suit the device and the memory.
+        threads: of the net, on the CPU; "auto" is one for each core.
         suffix: of the files, and so their format.
         grid: write seed-S-grid-COUNT too, a contact sheet of all of them.
         overwrite: make again what is there already.
@@ -86,7 +89,8 @@ def generate(
             f"{loaded.path}: turns {zero} into {one}, and needs pictures for it: `rfp translate`. What generates is "
             "trained with --domain0 random"
         )
-    flow = Flow(Velocity(loaded, device), open_codec(loaded, device), loaded.manifest, steps, batch=batch)
+    options = FlowOptions(steps=steps, batch=batch, threads=threads, device=device)
+    flow = Flow(Velocity(loaded, device, threads), open_codec(loaded, device, threads), loaded.manifest, options)
     side = loaded.manifest.image_size
     width, height = (size, size) if isinstance(size, int) else size or (side, side)
     _check(count, seed, width, height, suffix)

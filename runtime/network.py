@@ -71,6 +71,7 @@ class Network:
     Args:
         model, path: the graph, and its file for messages.
         data: contents of the files that hold its weights, by name, where it does not hold them itself.
+        threads: on the CPU; "auto" is one for each core that this process may use.
         takes, gives: names of the inputs and of the output with their number of axes; the first input is the batch, the
             others are shared by it.
         what: what the graph is, for messages.
@@ -89,12 +90,13 @@ class Network:
         gives: dict[str, int],
         what: str,
         data: Mapping[str, bytes] = MappingProxyType({}),
+        threads: int | str = "auto",
     ) -> None:
         self._data = data
         self._model, self._path, self._takes, self._what = model, path, takes, what
         (self._gives,) = gives
         self.device = choose_device(device)
-        self.cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.cores = threads if isinstance(threads, int) else cores()
         found = {"takes": self._wide.get_inputs(), "gives": self._wide.get_outputs()}
         wanted = {"takes": _tensors(takes), "gives": _tensors(gives)}
         if {side: {v.name: (v.type, len(v.shape)) for v in values} for side, values in found.items()} != wanted:
@@ -114,11 +116,11 @@ class Network:
 
     @cached_property
     def _wide(self) -> Any:
-        return open_session(self._model, self._path, provider=DEVICES[self.device], data=self._data)
+        return open_session(self._model, self._path, self.cores, DEVICES[self.device], self._data)
 
     @cached_property
     def _narrow(self) -> Any:
-        return open_session(self._model, self._path, threads=1, data=self._data)
+        return open_session(self._model, self._path, 1, data=self._data)
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
@@ -131,6 +133,11 @@ class Network:
             size = f"{inputs[0].shape[3]}×{inputs[0].shape[2]}"
             raise MediaError(f"the {self._what} graph failed at {size} ({_first_line(e)}); try a smaller --size") from e
         return out
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def choose_device(device: str) -> str:

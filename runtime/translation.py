@@ -4,14 +4,14 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from .bundle import Bundle, opened
 from .codec import open_codec
 from .errors import MediaError, UsageError
-from .flow import Flow
+from .flow import DEFAULTS, Flow
 from .images import translate_images
 from .media import paths
+from .options import FlowOptions
 from .plan import Job, plan
 from .report import Event, Report, ended
 from .velocity import Velocity
@@ -23,13 +23,8 @@ def translate(
     inputs: Sequence[str | Path],
     output: str | Path,
     *,
-    steps: int | None = None,
-    size: int | Literal["native"] | None = None,
-    reverse: bool = False,
-    batch: int | None = None,
+    flow: FlowOptions = DEFAULTS,
     overwrite: bool = False,
-    device: str = "auto",
-    precision: str | None = None,
     steady: float = 0.0,
     on_event: Callable[[Event], None] = lambda event: None,
 ) -> Report:
@@ -42,15 +37,8 @@ def translate(
         bundle: a loaded bundle, or where it is.
         inputs: folders (recursive, mirrored below `output`), images, videos, zips.
         output: a folder; or one file, where there is one input file and this has a known suffix.
-        steps: Euler steps; None takes the bundle's.
-        size: pixels of the short side, the aspect kept; None takes the size the bundle was trained at, "native"
-            leaves every size as it is.
-        reverse: from domain 1 to domain 0.
-        batch: pictures or frames of one size at once; None takes as many as suit the device and the memory.
+        flow: how pictures go through the net.
         overwrite: do again what is there already.
-        device: auto, cpu, cuda or coreml.
-        precision: of the graphs, where the bundle has several: fp32, fp16 or int8; None takes what suits the device
-            (fp16 on CUDA, fp32 elsewhere). Only where `bundle` is a path.
         steady: in [0, 1): how much of what was added to the last frame is carried on where nothing moves in a video,
             against flicker.
         on_event: told of everything as it happens, in the calling thread.
@@ -60,14 +48,14 @@ def translate(
 
     Raises:
         BundleError: the bundle cannot be used.
-        UsageError: an option out of range, or inputs and output that do not go together; nothing was written.
+        UsageError: a device that is not there, or inputs and output that do not go together; nothing was written.
     """
     began = time.monotonic()
-    loaded = opened(bundle, precision, device)
+    loaded = opened(bundle, flow.precision, flow.device)
     if loaded.manifest.generative:
         why = (
             "turns pictures only into noise, which is none to write"
-            if reverse
+            if flow.reverse
             else "has no pictures to turn into others"
         )
         raise UsageError(f"{loaded.path}: its domain 0 is noise, so it {why}; `rfp generate` makes pictures with it")
@@ -75,9 +63,9 @@ def translate(
         raise UsageError(f"steady is {steady}; wanted 0 (off) to below 1")
     bad: list[MediaError] = []
     jobs = plan(paths(inputs), paths([output])[0], bad.append)
-    graphs = Velocity(loaded, device), open_codec(loaded, device)
-    new_flow = partial(Flow, *graphs, loaded.manifest, steps, reverse, size, batch)
-    flow = new_flow()
+    graphs = Velocity(loaded, flow.device, flow.threads), open_codec(loaded, flow.device, flow.threads)
+    new_flow = partial(Flow, *graphs, loaded.manifest, flow)
+    still = new_flow()
     report = Report()
     tell = report.teller(on_event)
     tell(Event("found", total=len(jobs) + len(bad)))
@@ -88,7 +76,7 @@ def translate(
         if job.target in there:
             tell(Event("skipped", str(job.media), job.target))
     todo = [job for job in jobs if job.target not in there]
-    translate_images([job for job in todo if job.media.kind == "image"], flow, lambda *end: tell(_ended(*end)))
+    translate_images([job for job in todo if job.media.kind == "image"], still, lambda *end: tell(_ended(*end)))
     for job in todo:
         if job.media.kind == "video":
             tell(_video(job, new_flow(), steady, tell))

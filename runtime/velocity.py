@@ -11,11 +11,11 @@ from .pixels import Float
 class Velocity:
     """v(x, t) of a bundle: x float32 [B, C, H, W], pictures in [-1, 1] or latents, t in [0, 1] → velocity like x."""
 
-    def __init__(self, bundle: Bundle, device: str = "auto") -> None:
+    def __init__(self, bundle: Bundle, device: str = "auto", threads: int | str = "auto") -> None:
         """Raises UsageError for a device that is not there, BundleError for a graph that cannot be loaded."""
         self._path = bundle.path
         takes, gives = {"x": 4, "t": 1}, {"velocity": 4}
-        self._net = Network(bundle.model, bundle.path, device, takes, gives, "velocity", bundle.data)
+        self._net = Network(bundle.model, bundle.path, device, takes, gives, "velocity", bundle.data, threads)
         self.device, self.cores = self._net.device, self._net.cores
         self.batch = self.cores if self.device == "cpu" else 16
         """How many images are best passed at once, memory aside."""

@@ -14,7 +14,17 @@ from films import write_video
 from PIL import Image
 from rfp.export import onnx as export_onnx_module
 from rfp.export.bundle import export_bundle
-from rfp.runtime import BundleError, ExportError, Manifest, MediaError, generate, integrate, load_bundle, translate
+from rfp.runtime import (
+    BundleError,
+    ExportError,
+    FlowOptions,
+    Manifest,
+    MediaError,
+    generate,
+    integrate,
+    load_bundle,
+    translate,
+)
 from rfp.runtime.codec import LatentCodec, open_codec
 from rfp.runtime.flow import Flow
 from rfp.runtime.manifest import METADATA_KEY, Latent
@@ -219,7 +229,7 @@ def test_pictures_and_films_are_translated(run, bundle, tmp_path):
     picture = noisy(90, 3, (21, 30))
     Image.fromarray(picture).save(tmp_path / "in" / "a.png")
     write_video(tmp_path / "in" / "b.mp4", range(0, 200, 40))
-    report = translate(bundle, [tmp_path / "in"], tmp_path / "out", size="native", device="cpu")
+    report = translate(bundle, [tmp_path / "in"], tmp_path / "out", flow=FlowOptions(size="native", device="cpu"))
     assert len(report.done) == 2 and not report.failed
     got = np.asarray(Image.open(tmp_path / "out" / "a.png"))
     assert np.abs(by_torch(run, picture[None])[0].astype(int) - got).max() <= 1

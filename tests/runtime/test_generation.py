@@ -2,7 +2,7 @@ import bundles
 import numpy as np
 import pytest
 from PIL import Image
-from rfp.runtime import UsageError, generate, load_bundle, translate
+from rfp.runtime import FlowOptions, UsageError, generate, load_bundle, translate
 from rfp.runtime import flow as flow_module
 from rfp.runtime import generation as generation_module
 from rfp.runtime.noise import noise
@@ -176,7 +176,7 @@ def test_each_command_refuses_the_others_bundle_and_names_the_other(make, tmp_pa
     Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "a.png")
     for reverse, said in ((False, "no pictures to turn into others"), (True, "only into noise")):
         with pytest.raises(UsageError, match=f"{said}.*`rfp generate`"):
-            translate(make(), [tmp_path / "a.png"], tmp_path / "b.png", reverse=reverse)
+            translate(make(), [tmp_path / "a.png"], tmp_path / "b.png", flow=FlowOptions(reverse=reverse))
     assert not (tmp_path / "b.png").exists() and not (tmp_path / "out").exists()
 
 

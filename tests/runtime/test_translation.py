@@ -11,7 +11,7 @@ import bundles
 import numpy as np
 import pytest
 from PIL import Image
-from rfp.runtime import BundleError, UsageError, load_bundle, translate
+from rfp.runtime import BundleError, FlowOptions, UsageError, load_bundle, translate
 from rfp.runtime import flow as flow_module
 from rfp.runtime import images as images_module
 from rfp.runtime.media import discover, read_image
@@ -55,7 +55,7 @@ def names(folder):
 def test_no_velocity_gives_every_level_back(make, tmp_path):
     levels = np.repeat(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), 3, axis=2)
     source = save(tmp_path / "a.png", levels)
-    report = translate(make(), [source], tmp_path / "b.png", size="native", steps=3)
+    report = translate(make(), [source], tmp_path / "b.png", flow=FlowOptions(size="native", steps=3))
     assert np.array_equal(load(tmp_path / "b.png"), levels) and len(report.done) == 1
 
 
@@ -72,16 +72,15 @@ def test_euler_steps_meet_the_exact_answers(make, tmp_path, steps, reverse):
         "cubic": (bundles.cubic(), x + sign * (3 * t**2).sum() / steps),
     }
     for name, (model, exact) in answers.items():
-        translate(make(model), [source], tmp_path / f"{name}.png", steps=steps, reverse=reverse)
+        translate(make(model), [source], tmp_path / f"{name}.png", flow=FlowOptions(steps=steps, reverse=reverse))
         wanted = np.clip((exact + 1) * 127.5, 0, 255)
         assert np.abs(load(tmp_path / f"{name}.png") - wanted).max() <= 0.501
 
 
 def test_edges_are_padded_by_reflection_and_cropped_back(make, tmp_path):
     pixels = picture(1, 21, 19)
-    translate(
-        make(bundles.blur(), multiple=8), [save(tmp_path / "a.png", pixels)], tmp_path / "b.png", steps=1, size=19
-    )
+    bundle, source = make(bundles.blur(), multiple=8), save(tmp_path / "a.png", pixels)
+    translate(bundle, [source], tmp_path / "b.png", flow=FlowOptions(steps=1, size=19))
     padded = np.pad(pixels / 127.5 - 1, ((0, 3), (0, 5), (0, 0)), mode="reflect")
     ring = np.pad(padded, ((1, 1), (1, 1), (0, 0)))
     mean = sum(ring[i : i + 24, j : j + 24] for i in range(3) for j in range(3)) / 9
@@ -90,17 +89,19 @@ def test_edges_are_padded_by_reflection_and_cropped_back(make, tmp_path):
 
 def test_the_batch_does_not_change_a_result(make, tmp_path, photos):
     bundle = make(bundles.blur())
-    for batch in (1, 2, 5, None):
-        translate(bundle, [photos], tmp_path / f"out{batch}", batch=batch)
+    for batch in (1, 2, 5, "auto"):
+        translate(bundle, [photos], tmp_path / f"out{batch}", flow=FlowOptions(batch=batch))
     for name in names(photos):
         first = load(tmp_path / "out1" / name)
-        assert all(np.array_equal(load(tmp_path / f"out{b}" / name), first) for b in (2, 5, None))
+        assert all(np.array_equal(load(tmp_path / f"out{b}" / name), first) for b in (2, 5, "auto"))
 
 
-@pytest.mark.parametrize(("size", "wanted"), [(None, (64, 32)), (16, (32, 16)), ("native", (90, 45)), (33, (66, 33))])
+@pytest.mark.parametrize(
+    ("size", "wanted"), [("model", (64, 32)), (16, (32, 16)), ("native", (90, 45)), (33, (66, 33))]
+)
 def test_the_short_side_gets_the_size_and_the_aspect_stays(make, tmp_path, size, wanted):
     source = save(tmp_path / "a.png", picture(0, 45, 90))
-    translate(make(), [source], tmp_path / "b.png", size=size)
+    translate(make(), [source], tmp_path / "b.png", flow=FlowOptions(size=size))
     assert load(tmp_path / "b.png").shape[1::-1] == wanted
 
 
@@ -191,9 +192,10 @@ def test_every_kind_of_picture_comes_out_as_upright_rgb_over_white(make, tmp_pat
 
 
 def test_options_out_of_range_are_refused(make, tmp_path, photos):
-    for wrong in ({"steps": 0}, {"size": 0}, {"size": 10**6}, {"batch": 0}, {"steps": 2.5}):
-        with pytest.raises(UsageError, match=next(iter(wrong))):
-            translate(make(), [photos], tmp_path / "out", **wrong)
+    wrongs = {"steps": (0, 2.5), "size": (0, 10**6, "big"), "batch": (0, "many"), "threads": (0, True)}
+    for name, wrong in ((name, wrong) for name, values in wrongs.items() for wrong in values):
+        with pytest.raises(UsageError, match=name):
+            FlowOptions(**{name: wrong})
     with pytest.raises(UsageError, match="no such file"):
         translate(make(), [tmp_path / "nowhere"], tmp_path / "out")
     with pytest.raises(UsageError, match="cannot be written"):
@@ -249,7 +251,9 @@ def test_few_pictures_are_held_however_many_there_are(make, tmp_path, monkeypatc
     assert most < 80 and held == 0
 
 
-KILLED = "import sys; from rfp.runtime import translate; translate(sys.argv[1], [sys.argv[2]], sys.argv[3], steps=20)"
+KILLED = """import sys
+from rfp.runtime import FlowOptions, translate
+translate(sys.argv[1], [sys.argv[2]], sys.argv[3], flow=FlowOptions(steps=20))"""
 
 
 def test_kill_9_leaves_only_whole_files_and_the_next_run_goes_on(make, tmp_path):
@@ -259,7 +263,7 @@ def test_kill_9_leaves_only_whole_files_and_the_next_run_goes_on(make, tmp_path)
     for i in range(40):
         save(folder / f"{i}.png", picture(i, 64, 64))
     write_video(folder / "z.mp4", frames=90, size=(64, 64))
-    translate(bundle, [folder], tmp_path / "whole", steps=20)
+    translate(bundle, [folder], tmp_path / "whole", flow=FlowOptions(steps=20))
     for moment in (0.5, 0.8, 1.1, 1.6):
         child = subprocess.Popen([sys.executable, "-c", KILLED, str(bundle.path), str(folder), str(out)])
         time.sleep(moment)
@@ -267,7 +271,7 @@ def test_kill_9_leaves_only_whole_files_and_the_next_run_goes_on(make, tmp_path)
         child.wait()
         for name in [n for n in names(out) if not n.startswith(".")]:
             assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), f"{name} after {moment} s"
-    report = translate(bundle, [folder], out, steps=20)
+    report = translate(bundle, [folder], out, flow=FlowOptions(steps=20))
     assert not report.failed and names(out) == names(tmp_path / "whole") == names(folder)
     for name in names(out):
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

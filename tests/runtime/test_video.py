@@ -5,7 +5,7 @@ import bundles
 import numpy as np
 import pytest
 from PIL import Image
-from rfp.runtime import load_bundle, translate
+from rfp.runtime import FlowOptions, load_bundle, translate
 
 
 def scene(index, size=(64, 48)):
@@ -75,8 +75,7 @@ def bundle(tmp_path):
 
 
 def through(bundle, source, target, **options):
-    options = {"size": "native", **options}
-    report = translate(bundle, [source], target, **options)
+    report = translate(bundle, [source], target, flow=FlowOptions(**{"size": "native"} | options))
     assert not report.failed, report.failed
     return report
 
@@ -203,7 +202,7 @@ def test_a_video_goes_through_the_net_like_its_frames(tmp_path):
     bundle = load_bundle(bundles.write_bundle(tmp_path / "bundle", bundles.towards(0.0), default_steps=2))
     source = write_video(tmp_path / "a.mp4", frames=5)
     seen = []
-    translate(bundle, [source], tmp_path / "b.mp4", size="native", batch=2, on_event=seen.append)
+    translate(bundle, [source], tmp_path / "b.mp4", flow=FlowOptions(size="native", batch=2), on_event=seen.append)
     for before, after in zip(watch(source)[1], watch(tmp_path / "b.mp4")[1], strict=True):
         assert np.abs((before.astype(float) - 127.5) / 4 + 127.5 - after).mean() < 2.5
     assert [e.count for e in seen if e.kind == "frames"] == [1, 2, 3, 4, 5]

@@ -1,0 +1,47 @@
+"""What can be asked of a translation, as plain values: the command line fills these, and `translate` takes them.
+
+Each part has one frozen dataclass of its own; making one with a value out of range raises UsageError.
+"""
+
+from dataclasses import dataclass
+
+from .errors import UsageError
+
+
+@dataclass(frozen=True)
+class FlowOptions:
+    """How pictures go through the net.
+
+    Args:
+        steps: Euler steps; None takes the bundle's.
+        size: pixels of the short side at which the flow works, the aspect kept; "model" is the size of training,
+            "native" leaves every size as it is.
+        reverse: from domain 1 to domain 0.
+        batch: pictures or frames of one size at once; "auto" takes as many as suit the device and the memory.
+        threads: of the net, on the CPU; "auto" is one for each core.
+        device: auto, cpu, cuda or coreml.
+        precision: of the graphs, where the bundle has several: fp32, fp16 or int8; None takes what suits the device
+            (fp16 on CUDA, fp32 elsewhere). Only where the bundle is a path.
+    """
+
+    steps: int | None = None
+    size: int | str = "model"
+    reverse: bool = False
+    batch: int | str = "auto"
+    threads: int | str = "auto"
+    device: str = "auto"
+    precision: str | None = None
+
+    def __post_init__(self) -> None:
+        in_range("steps", self.steps, 1, 10_000, None)
+        in_range("size", self.size, 8, 16_384, "model", "native")
+        in_range("batch", self.batch, 1, 4096, "auto")
+        in_range("threads", self.threads, 1, 1024, "auto")
+
+
+def in_range(name: str, value: object, low: int, high: int, *others: object) -> None:
+    """Raise UsageError unless value is one of the others, or a whole number from low to high."""
+    if value in others or (isinstance(value, int) and not isinstance(value, bool) and low <= value <= high):
+        return
+    words = "".join(f", or {other}" for other in others if other is not None)
+    raise UsageError(f"{name} is {value}; wanted {low} to {high}{words}")
