@@ -66,7 +66,7 @@ def test_euler_steps_from_the_noise_of_each_number_meet_the_exact_answer(make, t
 def test_a_picture_is_the_same_bytes_whatever_the_batch_and_the_count(make, tmp_path):
     bundle = make(bundles.blur())
     generate(bundle, tmp_path / "one", 7, seed=3, batch=1)
-    for count, batch in ((7, 2), (7, 3), (7, 7), (7, None), (2, 5), (12, 4)):
+    for count, batch in ((7, 2), (7, 3), (7, 7), (7, "auto"), (2, 5), (12, 4)):
         out = tmp_path / f"{count}-{batch}"
         generate(bundle, out, count, seed=3, batch=batch)
         for i in range(min(7, count)):
