@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+from rfp.runtime import FlowOptions
 from rfp.runtime.bundle import load_bundle
 from rfp.runtime.codec import open_codec
 from rfp.runtime.flow import Flow
@@ -45,7 +46,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int)
     args = parser.parse_args()
     bundle = load_bundle(args.bundle)
-    flow = Flow(Velocity(bundle, "cpu"), open_codec(bundle, "cpu"), bundle.manifest, args.steps)
+    flow = Flow(Velocity(bundle, "cpu"), open_codec(bundle, "cpu"), bundle.manifest, FlowOptions(steps=args.steps))
     print("| film | steady | change | still | source there | drift | where it moves |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for path in args.videos:

@@ -19,7 +19,7 @@ from browsers import CHROMIUM, fetch_playwright, image_of, in_chromium, in_node,
 from PIL import Image
 from rfp.cli.main import app
 from rfp.cli.preview import serve
-from rfp.runtime import generate, integrate, load_bundle, translate
+from rfp.runtime import FlowOptions, generate, integrate, load_bundle, translate
 from rfp.runtime.codec import open_codec
 from rfp.runtime.flow import Flow
 from rfp.runtime.media import read_image
@@ -213,7 +213,7 @@ def test_every_way_into_the_page_and_out_of_it(made, modules, files, tmp_path):
         saved = str(tmp_path / "saved.png")
         told = in_chromium(modules, tmp_path, url, code, width=390, odd=odd, saved=saved, **paths)
         assert {r.startswith((url, "blob:")) for r in told["requests"]} == {True}
-    translate(site, [files / "odd.png"], tmp_path / "want.png", device="cpu")
+    translate(site, [files / "odd.png"], tmp_path / "want.png", flow=FlowOptions(device="cpu"))
     want = np.asarray(Image.open(tmp_path / "want.png"))
     assert levels(image_of(told["shown"]["dropped"]), want) <= 2
     assert levels(image_of(told["shown"]["pasted"]), want) <= 2
@@ -249,7 +249,7 @@ def test_webgpu_gives_the_same_picture_and_its_failure_leaves_the_cpu(made, modu
         told = in_chromium(modules, tmp_path, url, code, flags, odd=str(files / "odd.png"))
     if told is None:
         pytest.skip("this Chromium has no WebGPU adapter, not even in software")
-    translate(site, [files / "odd.png"], tmp_path / "want.png", device="cpu")
+    translate(site, [files / "odd.png"], tmp_path / "want.png", flow=FlowOptions(device="cpu"))
     want = np.asarray(Image.open(tmp_path / "want.png"))
     assert "on the GPU (WebGPU)" in told["results"][1]
     assert levels(image_of(told["results"][2]), want) <= 2
@@ -301,6 +301,7 @@ def test_onnxruntime_web_under_node_gives_the_runtimes_picture(made, tmp_path, n
     out = in_node(code, tmp_path, site=site.as_uri(), rgba=rgba.ravel().tolist())
     bundle = load_bundle(site)
     for reverse, data in zip((False, True), out, strict=True):
-        flow = Flow(Velocity(bundle, "cpu"), open_codec(bundle, "cpu"), bundle.manifest, 4, reverse, "native")
+        options = FlowOptions(steps=4, reverse=reverse, size="native")
+        flow = Flow(Velocity(bundle, "cpu"), open_codec(bundle, "cpu"), bundle.manifest, options)
         got = np.array(data, np.uint8).reshape(22, 38, 4)[..., :3]
         assert levels(got, flow(image[None])[0]) <= 1

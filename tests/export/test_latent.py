@@ -108,7 +108,7 @@ def test_the_bundle_says_which_graph_does_what_and_all_passed_the_proof(bundle):
 def test_the_runtime_translates_as_pytorch_does_at_any_size_and_batch(run, bundle, shape, reverse):
     loaded = load_bundle(bundle)
     images = np.stack([noisy(120, i, shape[2:0:-1]) for i in range(shape[0])])
-    flow = Flow(Velocity(loaded, "cpu"), open_codec(loaded, "cpu"), loaded.manifest, reverse=reverse)
+    flow = Flow(Velocity(loaded, "cpu"), open_codec(loaded, "cpu"), loaded.manifest, FlowOptions(reverse=reverse))
     want = by_torch(run, images, 2, float(reverse), 1.0 - reverse)
     got = flow(images)
     assert got.shape == images.shape and np.abs(want.astype(int) - got).max() <= 1

@@ -15,7 +15,7 @@ from rfp.export.calibration import trajectories
 from rfp.export.half import half
 from rfp.export.int8 import int8
 from rfp.export.source import open_source
-from rfp.runtime import BundleError, ExportError, UsageError, load_bundle, translate
+from rfp.runtime import BundleError, ExportError, FlowOptions, UsageError, load_bundle, translate
 from rfp.runtime.velocity import Velocity
 from trainings import noisy, write_run
 from typer.testing import CliRunner
@@ -173,7 +173,7 @@ def test_a_precision_that_is_not_there_is_an_error(bundle, tmp_path):
     with pytest.raises(UsageError, match="is one graph, of one precision"):
         load_bundle(bundle / "velocity.onnx", "int8")
     with pytest.raises(UsageError, match="is loaded already"):
-        translate(load_bundle(bundle), [tmp_path], tmp_path / "out", precision="int8")
+        translate(load_bundle(bundle), [tmp_path], tmp_path / "out", flow=FlowOptions(precision="int8"))
     values = json.loads((bundle / "rfp.json").read_text())
     values["graphs"] = [g for g in values["graphs"] if g["precision"] == "fp16"]
     (tmp_path / "one").mkdir()

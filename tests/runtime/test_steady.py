@@ -7,7 +7,7 @@ import bundles
 import numpy as np
 import pytest
 from films import write_video
-from rfp.runtime import UsageError, translate
+from rfp.runtime import FlowOptions, UsageError, translate
 from rfp.runtime.metrics import flicker
 from rfp.runtime.steady import Steady
 
@@ -74,9 +74,8 @@ def test_a_film_is_steadied_as_it_is_translated(tmp_path: Path):
     bundle = bundles.write_bundle(tmp_path / "b", bundles.towards(0.0))
     film = write_video(tmp_path / "film.mp4", [40 * i for i in range(10)])
     for name, steady in (("plain", 0.0), ("calm", 0.9)):
-        done = translate(
-            bundle, [film], tmp_path / f"{name}.mp4", steps=4, size="native", device="cpu", steady=steady, batch=3
-        )
+        flow = FlowOptions(steps=4, size="native", device="cpu", batch=3)
+        done = translate(bundle, [film], tmp_path / f"{name}.mp4", flow=flow, steady=steady)
         assert not done.failed
     source, plain, calm = (decoded(tmp_path / f"{name}.mp4") for name in ("film", "plain", "calm"))
     wanted = Steady(0.9)(source, plain)
