@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..runtime.bundle import DATA_SUFFIX, digest
-from ..runtime.errors import ExportError, UsageError
+from ..runtime.errors import BundleError, ExportError, MediaError, UsageError
 from ..runtime.files import write_folder_aside
 from ..runtime.manifest import MANIFEST_FILE, Data, Graph
 from .proof import FLOORS, Case, Floor, Made, Maker, Parity, make_cases, prove, shortfall
@@ -143,7 +143,7 @@ def _proven(
         if below and not allow_below_floor:
             names = ", ".join(made.files.values())
             raise ExportError(f"{names}: not kept: {below}; --allow-below-floor keeps it")
-    except ExportError as e:
+    except (ExportError, BundleError, MediaError) as e:  # the last two are the runtime's, of a graph that does not run
         for path in set(folder.iterdir()) - before:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         return Outcome(format_, precision, error=str(e))

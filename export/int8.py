@@ -149,6 +149,9 @@ def _quantise(model: ModelProto, ranges: Any, nodes: Sequence[str]) -> ModelProt
         quantizer.quantize_model()
     quantised: ModelProto = quantizer.model.model
     in_order(quantised.graph)
+    quantised.producer_name = model.producer_name
+    del quantised.metadata_props[:]  # the quantiser leaves a note to itself
+    quantised.metadata_props.extend(model.metadata_props)
     return quantised
 
 

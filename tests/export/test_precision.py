@@ -58,6 +58,30 @@ def test_one_bundle_holds_all_three_each_with_its_floor_and_parity(bundle):
     assert graphs["fp16"].bytes < 0.75 * graphs["fp32"].bytes
 
 
+@pytest.mark.parametrize("file", FILES.values())
+def test_a_lone_graph_describes_itself_and_names_nothing_of_this_machine(bundle, file):
+    model = onnx.load(bundle / file)
+    assert ([p.key for p in model.metadata_props], model.producer_name) == (["rfp"], "rfp")
+    assert load_bundle(bundle / file).manifest.domains == ("dark", "bright")
+    data = (bundle / file).read_bytes()
+    for trace in (b".py", b"/work", b"/root", b"/tmp", b"/home", b"site-packages", b"stack_trace"):
+        assert trace not in data, trace
+
+
+def test_a_graph_that_does_not_run_is_not_kept_either(run, tmp_path, quick, monkeypatch):
+    def broken(model):
+        model = half(model)
+        weight = next(i for i in model.graph.initializer if i.name == "stem.weight")
+        weight.CopyFrom(numpy_helper.from_array(np.zeros((8, 5, 3, 3), np.float16), weight.name))
+        return model
+
+    monkeypatch.setattr(export_onnx_module, "half", broken)
+    fp16, fp32 = export_bundle(run, tmp_path / "b", precisions=["fp16", "fp32"])
+    assert (
+        fp16.error and fp32.graphs and sorted(p.name for p in (tmp_path / "b").iterdir()) == ["rfp.json", FILES["fp32"]]
+    )
+
+
 def test_half_keeps_normalisations_the_time_embedding_and_the_door_in_float32(bundle):
     graph, type_of = types(bundle / FILES["fp16"])
     assert [type_of[v.name] for v in (*graph.input, *graph.output)] == [TensorProto.FLOAT] * 3
