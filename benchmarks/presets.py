@@ -62,7 +62,7 @@ def quick(name: str, minibatch: int, steps: int) -> RFPix2pixModel:
     if config.saliency_loss_weight and config.saliency_net.type == "ResNetSaliencyNet":
         changes["saliency_net.pretrained"] = False
     if config.codec.type == "VAE":  # the velocity's steps are what is timed
-        changes |= {"codec.train_images": 1, "codec.train_batch_size": 1, "codec.train_minibatch_size": 1}
+        changes |= {"codec.train_images": 2, "codec.train_batch_size": 2, "codec.train_minibatch_size": 1}
     return load_config(name, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
 
 
