@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -13,6 +13,7 @@ from rich.progress import Progress
 from .train import require_train
 
 if TYPE_CHECKING:
+    from ..runtime.euler import Solver
     from ..runtime.evaluation import Evaluation
     from ..runtime.judging import Classifier, Figure
 
@@ -36,6 +37,9 @@ def evaluate(
     ] = None,
     classifier: Annotated[Path | None, typer.Option(help="Run or checkpoint whose classifier is to be fooled.")] = None,
     steps: Annotated[int | None, typer.Option(help="Euler steps; the bundle's own number if not given.")] = None,
+    solver: Annotated[
+        str, typer.Option(help="euler, or heun: two velocity calls a step, nearer at equal calls.")
+    ] = "euler",
     reverse: Annotated[
         bool, typer.Option("--reverse", help="Judge domain 1 to domain 0; source and target the other way round too.")
     ] = False,
@@ -66,6 +70,7 @@ def evaluate(
             truth,
             judge=judge,
             steps=steps,
+            solver=cast("Solver", solver),
             reverse=reverse,
             limit=limit,
             device=device,

@@ -2,10 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
+from ..runtime.euler import Solver
 from ..runtime.options import FlowOptions
 from .number import number_or
 from .report import as_json as values
@@ -19,6 +20,9 @@ def translate(
     inputs: Annotated[list[Path], typer.Argument(help="Folders, images, videos or zips.", metavar="INPUT")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder; or a file, for one input file.")],
     steps: Annotated[int | None, typer.Option(help="Euler steps; the bundle's own number if not given.")] = None,
+    solver: Annotated[
+        str, typer.Option(help="euler, or heun: two velocity calls a step, nearer at equal calls.")
+    ] = "euler",
     size: Annotated[
         str, typer.Option(metavar="N|model|native", help="Pixels of the short side; model is the size of training.")
     ] = "model",
@@ -45,6 +49,7 @@ def translate(
 
     flow = FlowOptions(
         steps=steps,
+        solver=cast("Solver", solver),
         size=number_or("size", size, "model", "native"),
         reverse=reverse,
         batch=number_or("batch", batch, "auto"),

@@ -15,6 +15,7 @@ from .bundle import Bundle
 from .codec import open_codec
 from .distances import FEWEST
 from .errors import MediaError, UsageError
+from .euler import Solver
 from .flow import Flow
 from .judging import Figure, Judge, Scene, judged
 from .media import discover, paths, read_image
@@ -66,6 +67,7 @@ def evaluate(
     *,
     judge: Judge | None = None,
     steps: int | None = None,
+    solver: Solver = "euler",
     reverse: bool = False,
     limit: int = 1000,
     device: str = "auto",
@@ -80,7 +82,7 @@ def evaluate(
         target: pictures of the domain that is translated into, any: for realism.
         truth: what the pictures of `source` should become, by the same names.
         judge: the feature network and the classifier; without a network, `statistics` and `outlines` stand in.
-        steps, device: as in `translate`.
+        steps, solver, device: as in `translate`.
         reverse: from domain 1 to 0; source, target and truth are then the other way round too.
         limit: pictures of each folder, spread evenly.
         on_progress: told (what, done, total).
@@ -94,7 +96,8 @@ def evaluate(
     _check(bundle, source, truth, reverse, limit)
     graphs = Velocity(bundle, device), open_codec(bundle, device)
     there, back = (
-        Flow(*graphs, bundle.manifest, FlowOptions(steps=steps, reverse=way)) for way in (reverse, not reverse)
+        Flow(*graphs, bundle.manifest, FlowOptions(steps=steps, solver=solver, reverse=way))
+        for way in (reverse, not reverse)
     )
     result.steps = bundle.manifest.default_steps if steps is None else steps
     read = _reader(size, limit, result)

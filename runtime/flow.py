@@ -48,6 +48,7 @@ class Flow:
         self._batch = options.batch
         self._steps = manifest.default_steps if options.steps is None else options.steps
         self._short = manifest.image_size if options.size == "model" else options.size
+        self._solver = options.solver
         self._t0, self._t1 = (1.0, 0.0) if options.reverse else (0.0, 1.0)
         self._stopped = threading.Event()
 
@@ -72,7 +73,8 @@ class Flow:
 
     def follow(self, x: Float) -> Uint8:
         """From states [B, C, H, W] at the flow's beginning to the pictures at its end, uint8 [B, H, W, 3]."""
-        x = _finite(integrate(self._velocity, x, self._steps, self._t0, self._t1, self._on_step), "velocity")
+        x = integrate(self._velocity, x, self._steps, self._t0, self._t1, self._on_step, self._solver)
+        x = _finite(x, "velocity")
         return to_uint8(_finite(self._codec.decode(x), "decoder"))
 
     def fit(self, width: int, height: int) -> tuple[int, int]:

@@ -4,8 +4,10 @@ Each part has one frozen dataclass of its own; making one with a value out of ra
 """
 
 from dataclasses import dataclass
+from typing import get_args
 
 from .errors import UsageError
+from .euler import Solver
 
 
 @dataclass(frozen=True)
@@ -13,7 +15,8 @@ class FlowOptions:
     """How pictures go through the net.
 
     Args:
-        steps: Euler steps; None takes the bundle's.
+        steps: of the solver; None takes the bundle's.
+        solver: euler, or heun, which calls the velocity twice a step and at equal calls comes nearer.
         size: pixels of the short side at which the flow works, the aspect kept; "model" is the size of training,
             "native" leaves every size as it is.
         reverse: from domain 1 to domain 0.
@@ -25,6 +28,7 @@ class FlowOptions:
     """
 
     steps: int | None = None
+    solver: Solver = "euler"
     size: int | str = "model"
     reverse: bool = False
     batch: int | str = "auto"
@@ -33,6 +37,8 @@ class FlowOptions:
     precision: str | None = None
 
     def __post_init__(self) -> None:
+        if self.solver not in get_args(Solver):
+            raise UsageError(f"solver is {self.solver!r}; wanted {' or '.join(get_args(Solver))}")
         in_range("steps", self.steps, 1, 10_000, None)
         in_range("size", self.size, 8, 16_384, "model", "native")
         in_range("batch", self.batch, 1, 4096, "auto")
