@@ -224,6 +224,21 @@ def test_values_that_are_not_finite_are_named_with_their_graph(bundle):
         Flow(Velocity(loaded, "cpu"), codec, loaded.manifest)(np.zeros((1, 16, 16, 3), np.uint8))
 
 
+@pytest.mark.parametrize(("precision", "floor"), [("fp16", 50), ("int8", 30)])
+def test_all_three_graphs_come_in_low_precisions_and_are_run_together(
+    run, bundle, tmp_path, monkeypatch, precision, floor
+):
+    graphs = {role: onnx.load(bundle / f"{role}.onnx") for role in ("velocity", "encoder", "decoder")}
+    monkeypatch.setattr(export_onnx_module, "float32_graph", lambda source, role: graphs[role])
+    (outcome,) = export_bundle(run, tmp_path / "b", precisions=[precision])
+    assert [g.file for g in outcome.graphs] == [f"{role}.{precision}.onnx" for role in graphs]
+    assert outcome.parity.psnr >= floor
+    loaded = load_bundle(tmp_path / "b", precision)
+    images = np.stack([noisy(120, i, (16, 16)) for i in range(2)])
+    got = Flow(Velocity(loaded, "cpu"), open_codec(loaded, "cpu"), loaded.manifest)(images)
+    assert np.abs(by_torch(run, images).astype(float) - got).mean() < (1 if precision == "fp16" else 8)
+
+
 def test_pictures_and_films_are_translated(run, bundle, tmp_path):
     (tmp_path / "in").mkdir()
     picture = noisy(90, 3, (21, 30))

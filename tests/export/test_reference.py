@@ -5,6 +5,8 @@ import onnx
 import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
+from rfp.export import onnx as export_onnx_module
+from rfp.export.bundle import export_bundle
 from rfp.export.graph import LARGEST, weight_bytes
 from rfp.export.onnx import float32_graph, optimised_nodes
 from rfp.export.source import open_source
@@ -21,7 +23,7 @@ NETS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("net", NETS)
-def test_onnx_s_own_evaluator_gives_the_same_pictures(tmp_path, net):
+def test_onnx_s_own_evaluator_gives_the_same_pictures_and_low_precisions_pass(tmp_path, monkeypatch, net):
     source = open_source(write_run(tmp_path / "run", velocity_net=NETS[net]))
     model = float32_graph(source, "velocity")
     reference = ReferenceEvaluator(model)
@@ -40,3 +42,9 @@ def test_onnx_s_own_evaluator_gives_the_same_pictures(tmp_path, net):
     assert 0 < weight_bytes(model) < LARGEST and not [n for n in model.graph.node if n.op_type == "Constant"]
     onnx.save(model, tmp_path / "v.onnx")
     assert optimised_nodes(tmp_path / "v.onnx") > 0
+    # The same graph in half precision and in 8 bits, through the whole export.
+    monkeypatch.setattr(export_onnx_module, "float32_graph", lambda source, role: model)
+    outcomes = export_bundle(tmp_path / "run", tmp_path / "b", precisions=["fp16", "int8"])
+    assert [o.error for o in outcomes] == [None, None]
+    assert [o.parity.psnr >= floor for o, floor in zip(outcomes, (50, 30), strict=True)] == [True, True]
+    assert outcomes[1].graphs[0].about["layers"] > 2 * len(outcomes[1].graphs[0].about["left_in_float"])
