@@ -63,7 +63,8 @@ def write_page(folder: Path, runtime: Path) -> None:
     manifest = Manifest.from_json((folder / MANIFEST_FILE).read_text(encoding="utf-8"), str(folder / MANIFEST_FILE))
     onnx = [graph for graph in manifest.graphs if graph.format == "onnx"]
     for precision in PRECISIONS:
-        if (total := sum(graph.bytes for graph in onnx if graph.precision == precision)) > MOST_BYTES:
+        sizes = [g.bytes + (g.data.bytes if g.data else 0) for g in onnx if g.precision == precision]
+        if (total := sum(sizes)) > MOST_BYTES:
             raise ExportError(
                 f"the {precision} graphs are {total / 1e9:.1f} GB together, and browsers hold {MOST_BYTES / 1e9:.1f}; "
                 "export a lower --precision, or without --format web"

@@ -46,7 +46,7 @@ const context = await browser.newContext({ viewport: { width, height: 860 }, has
 const page = await context.newPage(), requests = [], errors = [];
 context.on("request", (r) => requests.push(r.url()));
 page.on("pageerror", (e) => errors.push(String(e)));
-page.on("console", (m) => m.type() === "error" && !m.text().includes("[W:onnxruntime") && errors.push(m.text()));
+page.on("console", (m) => m.type() === "error" && errors.push(m.text()));
 const status = () => page.textContent("#status");
 const settled = async () => {
   const ended = (id) => /Ready|px in|Not|not|could/.test(document.getElementById(id).textContent);

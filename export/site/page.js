@@ -16,7 +16,6 @@ function say(text, done = null, bad = false) {
 // ── the model ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 async function start() {
-  say("Opening …");
   const response = await fetch("./rfp.json", { cache: "no-cache" });
   if (!response.ok) throw new Error(`rfp.json could not be fetched: ${response.status} ${response.statusText}`);
   const manifest = (state.manifest = await response.json());
@@ -51,6 +50,7 @@ function direct(reverse) {
 }
 
 function open() {
+  say("Starting …");
   state.worker?.terminate();
   state.ready = false;
   state.worker = new Worker("./worker.js", { type: "module" });

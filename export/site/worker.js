@@ -30,12 +30,13 @@ async function open({ manifest, on }) {
   const threads = self.crossOriginIsolated ? Math.min(navigator.hardwareConcurrency || 1, 8) : 1;
   ort.env.wasm.numThreads = threads;
   ort.env.logLevel = "error";
+  const options = { executionProviders: [gpu ? "webgpu" : "wasm"], logSeverityLevel: 3 };
   const graphs = choose(manifest, gpu && adapter.features.has("shader-f16")), sessions = {};
   const total = Object.values(graphs).reduce((sum, graph) => sum + graph.bytes, 0);
   let loaded = 0;
   for (const [role, graph] of Object.entries(graphs)) {
     const model = await download(graph, (bytes) => postMessage({ kind: "loading", loaded: (loaded += bytes), total }));
-    sessions[role] = await ort.InferenceSession.create(model, { executionProviders: gpu ? ["webgpu"] : ["wasm"] });
+    sessions[role] = await ort.InferenceSession.create(model, options);
   }
   flow = new Flow(manifest, async (role, inputs) => {
     const session = sessions[role], feeds = {};

@@ -1,7 +1,11 @@
 """`rfp preview`: one folder, on this computer only, with the headers that threads need."""
 
 import http.client
+import re
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -110,6 +114,18 @@ def test_a_taken_port_is_an_error_where_it_was_asked_for_and_another_where_not(s
         server = serve(site)
         assert server.server_port != PORT
         server.server_close()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="sends a Unix signal")
+def test_it_tells_its_address_and_ends_with_ctrl_c(site):
+    command = [sys.executable, "-m", "rfp", "preview", str(site), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        address = re.search(r"http://localhost:(\d+)/", process.stdout.readline())
+        assert get(int(address[1]), "/")[0] == 200
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0 and "Traceback" not in errors
 
 
 def test_a_folder_without_a_page_is_an_error_that_says_how_to_make_one(tmp_path):
