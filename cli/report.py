@@ -50,7 +50,8 @@ def summary(report: "Report", output: Path, verb: str) -> str:
     counts = f"{len(report.done)} {verb}, {len(report.skipped)} there already, {len(report.failed)} failed"
     notes = [f"note: {event.source}: {event.message}" for event in report.done if event.message]
     failures = [f"failed: {event.message}" for event in report.failed]
-    return "\n".join([*notes, *failures, f"{output}: {counts} in {report.seconds:.1f} s"])
+    where = f" on {report.device}" if report.device else ""
+    return "\n".join([*notes, *failures, f"{output}: {counts} in {report.seconds:.1f} s{where}"])
 
 
 def as_json(report: "Report") -> dict[str, Any]:
@@ -66,4 +67,5 @@ def as_json(report: "Report") -> dict[str, Any]:
         "skipped": entries(report.skipped),
         "failed": entries(report.failed),
         "seconds": round(report.seconds, 3),
+        "device": report.device,
     }

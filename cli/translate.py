@@ -26,6 +26,13 @@ def translate(
     size: Annotated[
         str, typer.Option(metavar="N|model|native", help="Pixels of the short side; model is the size of training.")
     ] = "model",
+    upscale: Annotated[
+        str, typer.Option(help="Back to the input's own size: none, resize, or residual (the input's detail stays).")
+    ] = "none",
+    tile: Annotated[
+        int | None, typer.Option(help="Translate larger pictures in tiles of N px: memory stays flat.")
+    ] = None,
+    overlap: Annotated[int | None, typer.Option(help="Pixels over which tiles blend; a quarter if not given.")] = None,
     reverse: Annotated[bool, typer.Option("--reverse", help="From domain 1 back to domain 0.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or coreml.")] = "auto",
     precision: Annotated[
@@ -51,6 +58,9 @@ def translate(
         steps=steps,
         solver=cast("Solver", solver),
         size=number_or("size", size, "model", "native"),
+        upscale=upscale,
+        tile=tile,
+        overlap=overlap,
         reverse=reverse,
         batch=number_or("batch", batch, "auto"),
         threads=number_or("threads", threads, "auto"),

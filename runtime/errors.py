@@ -7,6 +7,7 @@
     ├── BundleError           an exported bundle that cannot be used (exit 2)
     ├── CheckpointError       a checkpoint or run folder that cannot be used (exit 2)
     ├── MediaError            one image, video or zip that cannot be read or written (exit 1)
+    │   └── OutOfMemoryError  pictures that the device's memory does not hold
     ├── TrainingError         training stopped: a threshold not reached, a loss not finite (exit 1)
     └── ExportError           a graph that could not be made or did not pass its proof (exit 1)
 
@@ -44,6 +45,10 @@ class MediaError(RfpError):
     """One image, video or archive that cannot be read or written."""
 
     exit_code = 1
+
+
+class OutOfMemoryError(MediaError):
+    """Pictures that the device's memory does not hold at once."""
 
 
 class TrainingError(RfpError):

@@ -2,22 +2,29 @@
 
 import os
 import threading
+import time
 from collections.abc import Sequence
 
 import numpy as np
 
+from .batching import BatchSize
 from .codec import Codec
-from .errors import MediaError
+from .errors import MediaError, OutOfMemoryError
 from .euler import integrate
 from .manifest import Manifest
 from .media import MAX_PIXELS
 from .noise import noises
 from .options import FlowOptions
 from .pixels import Float, Uint8, pad_to_multiple, to_float, to_uint8
+from .tiling import tiled
 from .velocity import Velocity
 
 BATCH_PIXELS = 1 << 21
 """Pixels in a batch where no number was asked for: about 4 GB in a net that takes 1.85 kB a pixel."""
+
+
+MOST_AT_ONCE = 256
+"""Pictures up to which a batch grows by itself."""
 
 
 def _most_pixels() -> int:
@@ -50,6 +57,12 @@ class Flow:
         self._short = manifest.image_size if options.size == "model" else options.size
         self._solver = options.solver
         self._t0, self._t1 = (1.0, 0.0) if options.reverse else (0.0, 1.0)
+        self._tile = options.tile and options.tile + -options.tile % manifest.multiple
+        self._overlap = (self._tile or 0) // 4 if options.overlap is None else options.overlap
+        self.device = velocity.said
+        self.upscale = options.upscale
+        """How the result comes back to the input's size: see runtime/upscale.py."""
+        self._sizes: dict[tuple[int, int], BatchSize] = {}
         self._stopped = threading.Event()
 
     def __call__(self, images: Uint8) -> Uint8:
@@ -59,6 +72,22 @@ class Flow:
             MediaError: the velocity fails, or gives values that are not finite.
             Stopped: `stop` was called.
         """
+        height, width = images.shape[1:3]
+        if self._tile and max(height, width) > self._tile:
+            return np.stack([tiled(image, self._whole, self._tile, self._overlap) for image in images])
+        began = time.perf_counter()
+        try:
+            out = self._whole(images)
+        except OutOfMemoryError:
+            if len(images) == 1:
+                raise
+            self._best(width, height).ran_out(len(images))
+            half = len(images) // 2
+            return np.concatenate([self(images[:half]), self(images[half:])])
+        self._best(width, height).took(len(images), time.perf_counter() - began)
+        return out
+
+    def _whole(self, images: Uint8) -> Uint8:
         height, width = images.shape[1:3]
         z = self._codec.encode(pad_to_multiple(to_float(images), self._multiple))
         return self.follow(z)[:, :height, :width]
@@ -73,8 +102,9 @@ class Flow:
 
     def follow(self, x: Float) -> Uint8:
         """From states [B, C, H, W] at the flow's beginning to the pictures at its end, uint8 [B, H, W, 3]."""
-        x = integrate(self._velocity, x, self._steps, self._t0, self._t1, self._on_step, self._solver)
-        x = _finite(x, "velocity")
+        start, solver = self._velocity.put(x), self._solver
+        state = integrate(self._velocity, start, self._steps, self._t0, self._t1, self._on_step, solver)
+        x = _finite(self._velocity.take(state), "velocity")
         return to_uint8(_finite(self._codec.decode(x), "decoder"))
 
     def fit(self, width: int, height: int) -> tuple[int, int]:
@@ -85,18 +115,34 @@ class Flow:
         """
         scale = self._short / min(width, height) if isinstance(self._short, int) else 1.0
         fitted = max(1, round(width * scale)), max(1, round(height * scale))
-        if fitted[0] * fitted[1] > MOST_PIXELS:
+        if fitted[0] * fitted[1] > (MAX_PIXELS if self._tile else MOST_PIXELS):
             raise MediaError(
                 f"{fitted[0]}×{fitted[1]} px are more than this machine's memory is sure to hold "
-                f"({MOST_PIXELS:,}); try a smaller --size"
+                f"({MOST_PIXELS:,}); try a smaller --size, or --tile 512"
             )
         return fitted
 
+    def output_size(self, width: int, height: int) -> tuple[int, int]:
+        """The (width, height) in px of the result of such a picture. Raises as `fit` does."""
+        fitted = self.fit(width, height)
+        return fitted if self.upscale == "none" else (width, height)
+
     def batch(self, width: int, height: int) -> int:
         """How many pictures of this size go through the velocity at once."""
-        if isinstance(self._batch, int):
-            return self._batch
-        return max(1, min(self._velocity.batch, BATCH_PIXELS // (width * height)))
+        if self._tile and max(width, height) > self._tile:
+            return 1
+        return self._best(width, height).size
+
+    def _best(self, width: int, height: int) -> BatchSize:
+        """On the CPU every core has a picture and more are no faster; elsewhere the batch grows."""
+        if (width, height) not in self._sizes:
+            if isinstance(self._batch, int):
+                size = BatchSize(self._batch, self._batch, settled=True)
+            else:
+                start = max(1, min(self._velocity.batch, BATCH_PIXELS // (width * height)))
+                size = BatchSize(start, MOST_AT_ONCE, settled=self._velocity.device == "cpu")
+            self._sizes[width, height] = size
+        return self._sizes[width, height]
 
     def stop(self) -> None:
         """From another thread: let a call under way, and every later one, raise Stopped after its present step."""

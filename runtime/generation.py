@@ -100,7 +100,7 @@ def generate(
     pictures = [Picture(i, folder / f"seed-{seed}-{i:06d}{suffix}") for i in range(count)]
     sheet_file = folder / f"seed-{seed}-grid-{count}{suffix}"
 
-    report = Report()
+    report = Report(device=flow.device)
     tell = report.teller(on_event)
     tell(Event("found", total=count + grid))
     there = set() if overwrite else {p for p in pictures if p.target.exists()}

@@ -6,7 +6,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -18,6 +18,7 @@ from .media import read_image
 from .pipeline import ahead, parallel
 from .pixels import Uint8
 from .plan import Job
+from .upscale import given_back, resized
 
 
 class HasTarget(Protocol):
@@ -30,6 +31,16 @@ class HasTarget(Protocol):
 Wanted = TypeVar("Wanted", bound=HasTarget)
 Work = tuple[Wanted, Uint8 | MediaError]
 """A job with its pixels [H, W, 3] on the way, or with what went wrong."""
+
+
+class Prepared(NamedTuple):
+    """A picture at its own size and at the flow's, uint8 [H, W, 3] both."""
+
+    original: Uint8
+    small: Uint8
+
+
+NOTHING = Prepared(np.empty((0, 0, 3), np.uint8), np.empty((0, 0, 3), np.uint8))
 
 THREADS = min(8, os.cpu_count() or 1)
 """That decode and encode."""
@@ -54,7 +65,9 @@ def translate_images(jobs: Sequence[Job], flow: Flow, on_end: Callable[[Job, Med
     """
     with ThreadPoolExecutor(THREADS, "images") as pool:
         decoded = parallel(pool, lambda job: _decode(job, flow), jobs, 2 * THREADS)
-        save_images(pool, ahead(_through(decoded, flow), _WAITING, flow.stop), on_end)
+        made = ahead(_through(decoded, flow), _WAITING, flow.stop)
+        with closing(made):
+            save_images(pool, parallel(pool, lambda work: _finished(work, flow.upscale), made, 2 * THREADS), on_end)
 
 
 def save_images(
@@ -88,42 +101,55 @@ def encode_image(image: Image.Image, suffix: str) -> bytes:
     return out.getvalue()
 
 
-def _decode(job: Job, flow: Flow) -> Work[Job]:
+def _decode(job: Job, flow: Flow) -> tuple[Job, Prepared | MediaError]:
     try:
         image = read_image(job.media)
-        size = flow.fit(*image.size)
-        return job, np.asarray(image if image.size == size else image.resize(size, Image.Resampling.LANCZOS))
+        original = np.asarray(image)
+        return job, Prepared(original, resized(original, flow.fit(*image.size)))
     except MediaError as e:
         return job, e
     except (OSError, MemoryError) as e:
         return job, MediaError(f"{job.media}: cannot be read: {e or type(e).__name__}")
 
 
-def _through(decoded: Iterable[Work[Job]], flow: Flow) -> Generator[Work[Job], None, None]:
+def _through(
+    decoded: Iterable[tuple[Job, Prepared | MediaError]], flow: Flow
+) -> Generator[tuple[Job, Prepared, Uint8 | MediaError], None, None]:
     """Translate pictures in batches of one size; the group that began first goes when too many wait."""
-    groups: dict[tuple[int, ...], list[tuple[Job, Uint8]]] = {}
-    for job, pixels in decoded:
-        if isinstance(pixels, MediaError):
-            yield job, pixels
+    groups: dict[tuple[int, ...], list[tuple[Job, Prepared]]] = {}
+    for job, picture in decoded:
+        if isinstance(picture, MediaError):
+            yield job, NOTHING, picture
             continue
-        group = groups.setdefault(pixels.shape, [])
-        group.append((job, pixels))
-        height, width = pixels.shape[:2]
+        shape = picture.small.shape
+        group = groups.setdefault(shape, [])
+        group.append((job, picture))
+        height, width = shape[:2]
         full = flow.batch(width, height)
         if len(group) >= full:
-            yield from _translated(groups.pop(pixels.shape), flow)
+            yield from _translated(groups.pop(shape), flow)
         elif sum(map(len, groups.values())) > max(_WAITING, full):
             yield from _translated(groups.pop(next(iter(groups))), flow)
     for group in groups.values():
         yield from _translated(group, flow)
 
 
-def _translated(group: Sequence[tuple[Job, Uint8]], flow: Flow) -> list[Work[Job]]:
+def _translated(group: Sequence[tuple[Job, Prepared]], flow: Flow) -> list[tuple[Job, Prepared, Uint8 | MediaError]]:
     try:
-        out = flow(np.stack([pixels for _, pixels in group]))
+        out = flow(np.stack([picture.small for _, picture in group]))
     except MediaError as e:
-        return [(job, e) for job, _ in group]
-    return [(job, pixels) for (job, _), pixels in zip(group, out, strict=True)]
+        return [(job, picture, e) for job, picture in group]
+    return [(job, picture, made) for (job, picture), made in zip(group, out, strict=True)]
+
+
+def _finished(work: tuple[Job, Prepared, Uint8 | MediaError], upscale: str) -> Work[Job]:
+    job, picture, made = work
+    if isinstance(made, MediaError):
+        return job, made
+    try:
+        return job, given_back(upscale, picture.original, picture.small, made)
+    except MemoryError:
+        return job, MediaError(f"{job.media}: not enough memory to enlarge its translation; --upscale none needs less")
 
 
 def _save(work: Work[Wanted]) -> tuple[Wanted, MediaError | None]:

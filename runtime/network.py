@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from .errors import BundleError, MediaError, UsageError
+from .errors import BundleError, MediaError, OutOfMemoryError, UsageError
 from .pixels import Float
 
+_FULL = ("out of memory", "failed to allocate", "bad_alloc", "bad allocation", "alloc_failed")
+"""What ONNX Runtime, CUDA, cuBLAS and cuDNN say where memory runs out, in lower case."""
 DEVICES = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
@@ -118,6 +120,11 @@ class Network:
     def _wide(self) -> Any:
         return open_session(self._model, self._path, self.cores, DEVICES[self.device], self._data)
 
+    @property
+    def session(self) -> Any:
+        """The InferenceSession on the device, with all threads."""
+        return self._wide
+
     @cached_property
     def _narrow(self) -> Any:
         return open_session(self._model, self._path, 1, data=self._data)
@@ -130,9 +137,16 @@ class Network:
         try:
             out: Float = session.run([self._gives], dict(zip(self._takes, inputs, strict=True)))[0]
         except Exception as e:
-            size = f"{inputs[0].shape[3]}×{inputs[0].shape[2]}"
-            raise MediaError(f"the {self._what} graph failed at {size} ({_first_line(e)}); try a smaller --size") from e
+            raise failure(self._what, inputs[0].shape, e) from e
         return out
+
+
+def failure(what: str, shape: tuple[int, ...], error: Exception) -> MediaError:
+    """What to raise where a graph failed on an input [B, C, H, W]."""
+    reason = _first_line(error)
+    full = isinstance(error, MemoryError) or any(word in str(error).lower() for word in _FULL)
+    kind = OutOfMemoryError if full else MediaError
+    return kind(f"the {what} graph failed at {shape[3]}×{shape[2]} ({reason}); try a smaller --size, or --tile 256")
 
 
 def cores() -> int:
@@ -150,7 +164,10 @@ def choose_device(device: str) -> str:
     if device not in DEVICES:
         raise UsageError(f"device {device!r} is not known; wanted auto, {', '.join(DEVICES)}")
     if DEVICES[device] not in available:
-        install = {"cuda": "; install onnxruntime-gpu in place of onnxruntime", "coreml": "; it comes with macOS"}
+        install = {
+            "cuda": "; `pip uninstall -y onnxruntime && pip install 'onnxruntime-gpu[cuda,cudnn]'` brings it",
+            "coreml": "; it comes with `pip install onnxruntime` on a Mac",
+        }
         raise UsageError(
             f"device {device!r} is not in this ONNX Runtime ({', '.join(available)}){install.get(device, '')}"
         )

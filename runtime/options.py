@@ -9,6 +9,8 @@ from typing import get_args
 from .errors import UsageError
 from .euler import Solver
 
+UPSCALES = ("none", "resize", "residual")
+
 
 @dataclass(frozen=True)
 class FlowOptions:
@@ -19,6 +21,12 @@ class FlowOptions:
         solver: euler, or heun, which calls the velocity twice a step and at equal calls comes nearer.
         size: pixels of the short side at which the flow works, the aspect kept; "model" is the size of training,
             "native" leaves every size as it is.
+        upscale: what comes out of another size than the flow worked at. "none" gives the flow's own size back, "resize"
+            enlarges the result to the input's size, "residual" enlarges what the flow added and adds that to the
+            input, whose detail so stays.
+        tile: pixels of the side of tiles in which larger pictures are translated, so that memory depends on the tile
+            alone; None translates whole pictures.
+        overlap: pixels over which tiles are blended; None takes a quarter of the tile.
         reverse: from domain 1 to domain 0.
         batch: pictures or frames of one size at once; "auto" takes as many as suit the device and the memory.
         threads: of the net, on the CPU; "auto" is one for each core.
@@ -30,6 +38,9 @@ class FlowOptions:
     steps: int | None = None
     solver: Solver = "euler"
     size: int | str = "model"
+    upscale: str = "none"
+    tile: int | None = None
+    overlap: int | None = None
     reverse: bool = False
     batch: int | str = "auto"
     threads: int | str = "auto"
@@ -41,6 +52,12 @@ class FlowOptions:
             raise UsageError(f"solver is {self.solver!r}; wanted {' or '.join(get_args(Solver))}")
         in_range("steps", self.steps, 1, 10_000, None)
         in_range("size", self.size, 8, 16_384, "model", "native")
+        if self.upscale not in UPSCALES:
+            raise UsageError(f"upscale is {self.upscale!r}; wanted {', '.join(UPSCALES)}")
+        in_range("tile", self.tile, 32, 16_384, None)
+        if self.overlap is not None and self.tile is None:
+            raise UsageError("overlap is for tiles; give --tile too")
+        in_range("overlap", self.overlap, 0, (self.tile or 0) // 2, None)
         in_range("batch", self.batch, 1, 4096, "auto")
         in_range("threads", self.threads, 1, 1024, "auto")
 

@@ -33,6 +33,7 @@ class Report:
     skipped: list[Event] = field(default_factory=list)
     failed: list[Event] = field(default_factory=list)
     seconds: float = 0.0
+    device: str = ""
 
     def teller(self, on_event: Callable[[Event], None]) -> Callable[[Event], None]:
         """Take down what ended, then tell `on_event`."""

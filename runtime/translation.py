@@ -66,7 +66,7 @@ def translate(
     graphs = Velocity(loaded, flow.device, flow.threads), open_codec(loaded, flow.device, flow.threads)
     new_flow = partial(Flow, *graphs, loaded.manifest, flow)
     still = new_flow()
-    report = Report()
+    report = Report(device=graphs[0].said)
     tell = report.teller(on_event)
     tell(Event("found", total=len(jobs) + len(bad)))
     for error in bad:

@@ -1,11 +1,14 @@
 """The velocity of a bundle, computed by ONNX Runtime."""
 
+from typing import overload
+
 import numpy as np
 
 from .bundle import Bundle
 from .errors import BundleError
-from .network import Network
+from .network import DEVICES, Network, failure, open_session
 from .pixels import Float
+from .resident import STEP_GRAPH, STEP_NAME, Device, State
 
 
 class Velocity:
@@ -17,11 +20,40 @@ class Velocity:
         takes, gives = {"x": 4, "t": 1}, {"velocity": 4}
         self._net = Network(bundle.model, bundle.path, device, takes, gives, "velocity", bundle.data, threads)
         self.device, self.cores = self._net.device, self._net.cores
+        self._on: Device | None = None
+        if self.device == "cuda":
+            step = open_session(STEP_GRAPH, STEP_NAME, provider=DEVICES["cuda"])
+            self._on = Device(self._net.session, step, "cuda")
         self.batch = self.cores if self.device == "cpu" else 16
         """How many images are best passed at once, memory aside."""
+        threads_said = f", {self.cores} thread{'s' if self.cores > 1 else ''}" if self.device == "cpu" else ""
+        self.said = f"{self.device}{threads_said}"
+        """What is used, for a person to read."""
 
-    def __call__(self, x: Float, t: float) -> Float:
+    def put(self, x: Float) -> Float | State:
+        """The state where the steps are worked out: on a GPU it stays there until `take`."""
+        if self._on is None:
+            return x
+        try:
+            return self._on.put(x)
+        except Exception as e:  # ONNX Runtime's errors share no base below Exception
+            raise failure("velocity", x.shape, e) from e
+
+    def take(self, x: Float | State) -> Float:
+        """The state in memory again."""
+        return x.numpy() if isinstance(x, State) else x
+
+    @overload
+    def __call__(self, x: Float, t: float) -> Float: ...
+    @overload
+    def __call__(self, x: State, t: float) -> State: ...
+    def __call__(self, x: Float | State, t: float) -> Float | State:
         """Raises MediaError where the graph cannot take this size or memory runs out."""
+        if isinstance(x, State):
+            try:
+                return x.device.velocity(x, t)
+            except Exception as e:
+                raise failure("velocity", x.shape, e) from e
         velocity = self._net(x, np.array([t], np.float32))
         if velocity.shape != x.shape:
             raise BundleError(f"{self._path}: gives {velocity.shape} for an x of {x.shape}; export it again")

@@ -21,6 +21,7 @@ from .media import Media
 from .pipeline import ahead
 from .pixels import Uint8
 from .steady import Steady
+from .upscale import given_back, resized
 
 _MUXERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
 _H264 = {"crf": "16", "preset": "medium"}
@@ -49,13 +50,15 @@ def translate_video(
         with open_video(media, stream) as (source, _), write_aside(target) as partial:
             output = av.open(f"file:{partial}", "w", format=_MUXERS[target.suffix.lower()])
             try:
-                width, height = flow.fit(seen.width, seen.height)
-                batch = flow.batch(width, height)
+                fitted = flow.fit(seen.width, seen.height)
+                width, height = flow.output_size(seen.width, seen.height)
+                batch = flow.batch(*fitted)
                 video = _add_video(output, target, seen, width, height)
                 audio, note = _add_audio(output, source, target)
                 source.close()  # from here on the reading thread has the stream
                 frames = read(media, stream, list(audio), (width, height))
-                with closing(ahead(_through(ahead(frames, batch), flow, batch, steady), 2 * batch, flow.stop)) as items:
+                made = ahead(_through(ahead(frames, batch), flow, steady, fitted), 2 * batch, flow.stop)
+                with closing(made) as items:
                     _write(items, output, video, audio, seen, on_frames)
                 output.close()  # writes the index, which can fail as any write
             except (av.FFmpegError, OSError, ValueError) as e:
@@ -66,16 +69,17 @@ def translate_video(
     return note
 
 
-def _through(items: Iterable[Item], flow: Flow, batch: int, steady: float) -> Generator[Item, None, None]:
+def _through(items: Iterable[Item], flow: Flow, steady: float, fitted: tuple[int, int]) -> Generator[Item, None, None]:
     """Frames translated `batch` at a time; audio packets pass by them, since the muxer puts both in order."""
     waiting: list[tuple[int, Uint8]] = []
     steadied = Steady(steady) if steady else None
 
     def translated() -> list[tuple[int, Uint8]]:
-        frames = np.stack([pixels for _, pixels in waiting])
+        frames = np.stack([resized(pixels, fitted) for _, pixels in waiting])
         out = flow(frames)
         out = steadied(frames, out) if steadied else out
-        return [(pts, pixels) for (pts, _), pixels in zip(waiting, out, strict=True)]
+        back = (given_back(flow.upscale, *each) for each in zip((p for _, p in waiting), frames, out, strict=True))
+        return [(pts, pixels) for (pts, _), pixels in zip(waiting, back, strict=True)]
 
     for item in items:
         index, content = item
@@ -83,7 +87,7 @@ def _through(items: Iterable[Item], flow: Flow, batch: int, steady: float) -> Ge
             yield item
             continue
         waiting.append((index, content))
-        if len(waiting) == batch:
+        if len(waiting) >= flow.batch(*fitted):
             yield from translated()
             waiting.clear()
     if waiting:

@@ -1,0 +1,101 @@
+"""Sizes other than the trained one: --size, --upscale and --tile."""
+
+import itertools
+
+import bundles
+import numpy as np
+import pytest
+from PIL import Image
+from rfp.runtime import FlowOptions, UsageError, load_bundle, translate
+from rfp.runtime.codec import Identity
+from rfp.runtime.flow import Flow
+from rfp.runtime.tiling import starts, tiled
+from rfp.runtime.upscale import given_back, resized
+from rfp.runtime.velocity import Velocity
+
+
+def picture(seed, height, width):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def make(tmp_path):
+    def flow(model, **options):
+        bundle = load_bundle(bundles.write_bundle(tmp_path / "bundle", model, default_steps=2))
+        velocity = Velocity(bundle, "cpu")
+        return Flow(velocity, Identity(), bundle.manifest, FlowOptions(**options))
+
+    return flow
+
+
+def test_residual_keeps_every_detail_where_the_flow_adds_nothing():
+    original = picture(0, 75, 101)
+    small = resized(original, (43, 32))
+    assert np.array_equal(given_back("residual", original, small, small), original)
+    assert np.abs(given_back("resize", original, small, small).astype(int) - original).mean() > 20  # which loses it
+
+
+def test_residual_adds_what_the_flow_added_and_clips():
+    original = picture(1, 64, 96)
+    small = resized(original, (48, 32))
+    half = small // 2
+    brighter = given_back("residual", original, half, half + 40)
+    assert np.array_equal(brighter, np.clip(original.astype(int) + 40, 0, 255))
+
+
+def test_none_is_the_flows_own_size_and_the_others_the_inputs(tmp_path):
+    bundle = bundles.write_bundle(tmp_path / "b", bundles.towards(0.25))
+    Image.fromarray(picture(2, 90, 133)).save(tmp_path / "a.png")
+    for upscale, size in (("none", (47, 32)), ("resize", (133, 90)), ("residual", (133, 90))):
+        target = tmp_path / f"{upscale}.png"
+        report = translate(bundle, [tmp_path / "a.png"], target, flow=FlowOptions(upscale=upscale, device="cpu"))
+        with Image.open(target) as image:
+            assert not report.failed and image.size == size
+
+
+@pytest.mark.parametrize(("length", "tile", "overlap"), [(100, 64, 16), (64, 64, 8), (65, 64, 32), (1000, 96, 0)])
+def test_tiles_cover_a_side_and_overlap_at_least_as_asked(length, tile, overlap):
+    found = starts(length, tile, overlap)
+    assert found[0] == 0 and found[-1] + tile >= length and found[-1] + tile <= max(length, tile)
+    assert all(b - a <= tile - overlap for a, b in itertools.pairwise(found))
+
+
+def test_tiles_of_a_flow_that_looks_at_single_pixels_are_the_whole_picture(make):
+    image = picture(3, 150, 203)
+    whole = make(bundles.towards(0.25))(image[None])[0]
+    for overlap in (0, 8, 32):
+        parts = make(bundles.towards(0.25), tile=64, overlap=overlap)(image[None])[0]
+        assert np.abs(parts.astype(int) - whole).max() <= 1
+
+
+def test_no_step_stands_where_tiles_meet(make):
+    """A flow that turns each tile into its own mean: tiles disagree as much as they can, and the blend is gradual."""
+    ramp = np.repeat(np.linspace(0, 255, 256).astype(np.uint8)[None, :, None], 64, 0).repeat(3, 2)
+
+    def flat(tile):
+        return np.full_like(tile, round(float(tile.mean())))
+
+    out = tiled(ramp, flat, 64, 32, together=False)
+    assert np.abs(np.diff(out[32, :, 0].astype(int))).max() <= 5  # of 64 grey levels between neighbouring tiles
+
+
+def test_the_net_never_sees_more_than_a_tile(make, monkeypatch):
+    flow, seen = make(bundles.blur(), tile=64), []
+    call = Velocity.__call__
+    monkeypatch.setattr(Velocity, "__call__", lambda self, x, t: seen.append(x.shape) or call(self, x, t))
+    assert flow(picture(4, 300, 200)[None]).shape == (1, 300, 200, 3)
+    assert max(shape[0] * shape[2] * shape[3] for shape in seen) <= 2 * 64 * 64  # a tile and its context
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"upscale": "twice"}, "upscale"),
+        ({"tile": 8}, "tile"),
+        ({"overlap": 8}, "--tile"),
+        ({"tile": 64, "overlap": 33}, "overlap"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options, said):
+    with pytest.raises(UsageError, match=said):
+        FlowOptions(**options)
