@@ -148,7 +148,7 @@ class Flow:
         """From another thread: let a call under way, and every later one, raise Stopped after its present step."""
         self._stopped.set()
 
-    def _on_step(self, step: int, x: Float) -> None:
+    def _on_step(self, step: int, x: object) -> None:
         if self._stopped.is_set():
             raise Stopped
 
