@@ -8,6 +8,7 @@ python benchmarks/runtime.py size                                          bytes
 """
 
 import argparse
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -56,7 +57,7 @@ def bare(bundle: Bundle, pictures_: int, height: int, width: int) -> tuple[float
         "one by one, all threads": lambda: [one(wide, part) for part in parts],
         "a picture a core": lambda: list(pool.map(lambda part: one(narrow, part), parts)),
     }
-    best = {name: min(seconds(layout) for _ in range(8)) for name, layout in layouts.items()}
+    best = {name: statistics.median(seconds(layout) for _ in range(8)) for name, layout in layouts.items()}
     name = min(best, key=lambda k: best[k])
     return best[name] / len(x) * bundle.manifest.default_steps * pictures_, name
 
