@@ -36,7 +36,7 @@ def positions(height: int, width: int, channels: int, device: torch.device) -> T
     frequencies = torch.exp(-math.log(10_000) * torch.arange(quarter, device=device, dtype=torch.float32) / quarter)
 
     def axis(n: int) -> Tensor:
-        centres = (torch.arange(n, device=device, dtype=torch.float32) + 0.5) * (SPAN / n)
+        centres = (torch.arange(n, device=device, dtype=torch.float32) + 0.5) * SPAN / n
         angles = centres[:, None] * frequencies
         return torch.cat([angles.sin(), angles.cos()], dim=1)  # [n, channels / 2]
 

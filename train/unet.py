@@ -80,7 +80,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
         tokens = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).contiguous()  # attention is fast only in this layout
-        q, k, v = tokens.view(b, h * w, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # each [B, heads, H·W, C/heads]
+        tokens = tokens.view(b, h * w, 3, self.heads, c // self.heads)
+        q, k, v = tokens.permute(2, 0, 3, 1, 4)  # each [B, heads, H·W, C/heads]
         a = F.scaled_dot_product_attention(q, k, v)
         out: Tensor = x + self.out(a.transpose(2, 3).reshape(b, c, h, w))
         return out
