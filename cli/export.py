@@ -1,5 +1,6 @@
 """`rfp export`: a run or checkpoint to a bundle that needs no PyTorch."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,13 +21,15 @@ def export(
     formats: Annotated[
         str,
         typer.Option(
-            "--format", help="Formats to write, with commas between: onnx, web (onnx and a page for browsers)."
+            "--format", help="Formats to write, with commas between: onnx, coreml, web (onnx and a page for browsers)."
         ),
     ] = "onnx",
     precisions: Annotated[
         str,
         typer.Option(
-            "--precision", help="Precisions, with commas between: fp32, fp16, int8. What suits the format if not given."
+            "--precision",
+            help="Precisions, with commas between: fp32, fp16, int8; palette8, palette6, palette4 for Core ML too. "
+            "What suits the format if not given: fp32 for ONNX, fp16 for Core ML.",
         ),
     ] = "",
     steps: Annotated[
@@ -36,9 +39,20 @@ def export(
     sizes: Annotated[
         str,
         typer.Option(
-            metavar="N|WxH,…", help="Sizes in pixels to prove at; that of training and a taller one if not given."
+            metavar="N|WxH,…|A..B",
+            help="Sizes in pixels to prove at; that of training and a taller one if not given. Core ML packages take "
+            "these only: one size, several, or all sides from A to B; that of training if not given.",
         ),
     ] = "",
+    coreml_images: Annotated[
+        bool,
+        typer.Option(
+            "--coreml-images", help="A Core ML package too that turns an RGB picture into one, all steps inside."
+        ),
+    ] = False,
+    coreml_batch: Annotated[
+        int, typer.Option(min=1, max=64, help="Pictures that a Core ML package takes at once.")
+    ] = 1,
     calibration: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Pictures of domain 0 to calibrate int8 with; the checkpoint's if not given."),
@@ -49,13 +63,14 @@ def export(
     name: Annotated[str | None, typer.Option(help="Name in the manifest; made from the domains if not given.")] = None,
     licence: Annotated[str, typer.Option(help="Licence of the weights, for the manifest.")] = "",
     provenance: Annotated[str, typer.Option(help="Where the training pictures come from, for the manifest.")] = "",
+    author: Annotated[str, typer.Option(help="Author of the weights, for Core ML packages.")] = "",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there already.")] = False,
 ) -> None:
     """Write graphs that run without PyTorch and their manifest, each proven over the whole integration.
 
     A graph that does not agree with PyTorch is not kept, and the command exits with 1.
     """
-    require_export()
+    require_export(_list(formats))
     from ..export.bundle import export_bundle
 
     outcomes = export_bundle(
@@ -64,7 +79,11 @@ def export(
         formats=_list(formats),
         precisions=_list(precisions),
         steps=steps,
-        sizes=[_size(text) for text in _list(sizes)],
+        sizes=[_size(text) for text in _list(sizes) if ".." not in text],
+        between=_between(sizes),
+        coreml_batch=coreml_batch,
+        coreml_images=coreml_images,
+        author=author,
         calibration=calibration,
         allow_below_floor=allow_below_floor,
         name=name,
@@ -118,10 +137,23 @@ def _size(text: str) -> tuple[int, int]:
     return width, height
 
 
-def require_export() -> None:
+def _between(text: str) -> tuple[int, int] | None:
+    ranges = [part for part in _list(text) if ".." in part]
+    try:
+        low, high = (int(n) for n in ranges[0].split("..")) if len(ranges) == 1 else (0, 0)
+    except ValueError:
+        raise UsageError(f"--sizes: {ranges[0]!r} is no range; wanted two sides in pixels, such as 64..512") from None
+    if len(ranges) > 1:
+        raise UsageError(f"--sizes {text}: wanted one range of sides")
+    return (low, high) if ranges else None
+
+
+def require_export(formats: Sequence[str] = ("onnx",)) -> None:
     """Raise MissingExtraError where the packages for exporting are not installed."""
     from importlib.util import find_spec
 
     require_train()
     if missing := [m for m in ("onnx", "onnxscript") if find_spec(m) is None]:
         raise MissingExtraError(f"exporting needs {', '.join(missing)}: pip install 'rfp[export]'")
+    if "coreml" in formats and find_spec("coremltools") is None:
+        raise MissingExtraError("--format coreml needs coremltools: pip install 'rfp[coreml]'")

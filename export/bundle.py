@@ -9,11 +9,25 @@ from ..runtime.bundle import DATA_SUFFIX, digest
 from ..runtime.errors import BundleError, ExportError, MediaError, UsageError
 from ..runtime.files import write_folder_aside
 from ..runtime.manifest import MANIFEST_FILE, Data, Graph
-from .proof import FLOORS, Case, Floor, Made, Maker, Parity, make_cases, prove, shortfall
+from .coreml import CoreML, coreml_maker, images_maker
+from .proof import (
+    FLOORS,
+    PICTURE_FLOORS,
+    Case,
+    Floor,
+    HalfOverflowError,
+    Made,
+    Maker,
+    Parity,
+    make_cases,
+    prove,
+    shortfall,
+)
+from .sizes import Between, Sizes
 from .source import Size, Source, open_source
 from .web import web_runtime, write_page
 
-DEFAULT_PRECISION = {"onnx": "fp32"}
+DEFAULT_PRECISION = {"onnx": "fp32", "coreml": "fp16"}
 """By format: what is made where no precision is asked for, and what its files' names do not mention."""
 WEB = "web"
 """Asked for as a format: ONNX graphs with a page for browsers around them."""
@@ -39,6 +53,10 @@ def export_bundle(
     precisions: Sequence[str] = (),
     steps: int | None = None,
     sizes: Sequence[Size] = (),
+    between: Between | None = None,
+    coreml_batch: int = 1,
+    coreml_images: bool = False,
+    author: str = "",
     calibration: Path | None = None,
     allow_below_floor: bool = False,
     name: str | None = None,
@@ -55,7 +73,12 @@ def export_bundle(
         formats: of DEFAULT_PRECISION, or WEB.
         precisions: all of them for every format; none takes each format's default.
         steps: Euler steps of the proof and the manifest; None takes the config's.
-        sizes: (width, height) in pixels to prove at; none takes the size of training and a taller one.
+        sizes: (width, height) in pixels to prove at; none takes the size of training and a taller one. Core ML packages
+            take these and no others; the size of training if there are none.
+        between: two sides in pixels: Core ML packages take all sizes between them.
+        coreml_batch: pictures that a Core ML package takes at once.
+        coreml_images: a Core ML package too that takes a picture and gives a picture, all steps inside.
+        author: of the model, as Xcode shows it.
         calibration: a folder of pictures for int8, of domain 0 (of domain 1 where the model is generative); None
             takes the checkpoint's own.
         allow_below_floor: keep graphs below their floor, and say so in the manifest.
@@ -76,17 +99,21 @@ def export_bundle(
     wanted = _wanted(formats, precisions)
     if calibration is not None and "int8" not in {p for some in wanted.values() for p in some}:
         raise UsageError("--calibration is for int8; add --precision int8")
+    if "coreml" not in wanted and (coreml_images or coreml_batch != 1 or between or author):
+        raise UsageError("--coreml-images, --coreml-batch, --author and sizes from .. to are for --format coreml")
     runtime = web_runtime(note) if WEB in formats else None  # exporting takes longer than finding that it is not there
     note(f"exporting {source}")
-    opened = open_source(source, name=name, licence=licence, provenance=provenance, steps=steps, sizes=sizes)
+    opened = open_source(
+        source, name=name, licence=licence, provenance=provenance, steps=steps, sizes=sizes, between=between
+    )
+    taken = opened.sizes if sizes and not between else opened.sizes[:1]
+    coreml = CoreML(Sizes(tuple((h, w) for w, h in taken), between), coreml_batch, author)
     cases = make_cases(opened)
     with write_folder_aside(output) as folder:
         outcomes = []
         for format_, some in wanted.items():
-            make = _maker(format_, opened, note, calibration)
-            for precision in some:
-                outcome = _proven(opened, cases, make, format_, precision, folder, allow_below_floor)
-                outcomes.append(outcome)
+            for make in _makers(format_, opened, note, calibration, coreml, coreml_images):
+                outcomes += [_proven(opened, cases, make, format_, p, folder, allow_below_floor, note) for p in some]
         graphs = tuple(graph for outcome in outcomes for graph in outcome.graphs)
         if not graphs:
             raise ExportError("\n".join(str(o.error) for o in outcomes) + "\nnothing was exported")
@@ -113,13 +140,17 @@ def _wanted(formats: Sequence[str], precisions: Sequence[str]) -> dict[str, list
     return wanted
 
 
-def _maker(format_: str, source: Source, note: Callable[[str], None], calibration: Path | None) -> Maker:
+def _makers(
+    format_: str, source: Source, note: Callable[[str], None], calibration: Path | None, coreml: CoreML, images: bool
+) -> list[Maker]:
     """What writes the graphs of a format, of any precision; what they share is made once."""
     match format_:
         case "onnx":
             from .onnx import onnx_maker
 
-            return onnx_maker(source, note, calibration)
+            return [onnx_maker(source, note, calibration)]
+        case "coreml":
+            return [coreml_maker(source, coreml, note), *([images_maker(source, coreml, note)] if images else [])]
         case _:
             raise AssertionError(format_)
 
@@ -132,14 +163,14 @@ def _proven(
     precision: str,
     folder: Path,
     allow_below_floor: bool,
+    note: Callable[[str], None],
 ) -> Outcome:
     """Make the graphs of one precision, prove them, and keep them or remove them again."""
-    floor, before = FLOORS[format_, precision], set(folder.iterdir())
+    before = set(folder.iterdir())
     try:
         made = make(precision, folder)
-        some = [case for case in cases if made.takes(case)]
-        parity = prove(some, made, source.manifest.default_steps)
-        below = shortfall(parity, floor)
+        floor = (PICTURE_FLOORS if made.translate else {}).get(precision, FLOORS[format_, precision])
+        parity, below, made = _held(cases, made, source.manifest.default_steps, floor, note)
         if below and not allow_below_floor:
             names = ", ".join(made.files.values())
             raise ExportError(f"{names}: not kept: {below}; --allow-below-floor keeps it")
@@ -149,6 +180,24 @@ def _proven(
         return Outcome(format_, precision, error=str(e))
     graphs = tuple(_graph(folder, made, role, format_, precision, parity, floor, bool(below)) for role in made.files)
     return Outcome(format_, precision, graphs, parity, below)
+
+
+def _held(
+    cases: Sequence[Case], made: Made, steps: int, floor: Floor, note: Callable[[str], None]
+) -> tuple[Parity, str | None, Made]:
+    """Prove what was made; where it overflows or is below its floor, what can be made in its place."""
+    try:
+        parity = prove([case for case in cases if made.takes(case)], made, steps)
+        below = shortfall(parity, floor)
+    except HalfOverflowError as e:
+        if made.otherwise is None:
+            raise
+        below = str(e)
+    else:
+        if below is None or made.otherwise is None:
+            return parity, below, made
+    note(f"{below}; making it again with normalisations in float32")
+    return _held(cases, made.otherwise(), steps, floor, note)
 
 
 def _graph(

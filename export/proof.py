@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from ..runtime.codec import Codec
+from ..runtime.errors import ExportError
 from ..runtime.euler import integrate
+from ..runtime.manifest import PALETTES
 from ..runtime.noise import noises
 from ..runtime.pixels import Float, to_float, to_uint8
 from .source import Source, resized
@@ -34,8 +36,13 @@ FLOORS = {
     ("onnx", "fp32"): Floor(80.0, 1),
     ("onnx", "fp16"): Floor(50.0),
     ("onnx", "int8"): Floor(30.0),
+    ("coreml", "fp32"): Floor(80.0),
+    ("coreml", "fp16"): Floor(50.0),
+    **{("coreml", weights): Floor(30.0) for weights in ("int8", *PALETTES)},
 }
 """By format and precision: a graph below its floor is not kept."""
+PICTURE_FLOORS = {"fp32": Floor(60.0, 1)}
+"""For graphs that give whole grey levels, in place of those: float32 may round one in a hundred the other way."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,9 @@ class Made:
         velocity, codec: what computes them; read back from those files.
         about: by role, what the format has to say in the manifest.
         takes: which cases these graphs can be given; a graph of one fixed size cannot be given all.
+        translate: where one graph does it all, its result: whole grey levels, as float32 in [-1, 1].
+        otherwise: makes the graphs again in a way that costs more and holds more, should these overflow or fall below
+            their floor.
     """
 
     files: dict[str, str]
@@ -69,6 +79,12 @@ class Made:
     codec: Codec
     about: dict[str, dict[str, Any]] = field(default_factory=dict)
     takes: Callable[[Case], bool] = lambda case: True
+    translate: Callable[[Case], Float] | None = None
+    otherwise: "Callable[[], Made] | None" = None
+
+
+class HalfOverflowError(ExportError):
+    """A value left the range of fp16, where hardware gives finite wrong results. float32 normalisations may help."""
 
 
 Maker = Callable[[str, Path], Made]
@@ -124,9 +140,13 @@ def prove(cases: Sequence[Case], made: Made, steps: int) -> Parity:
     """Encode, integrate and decode the cases by what was exported, and compare with PyTorch."""
     psnrs, levels = [], []
     for case in cases:
-        z = case.x if case.noise else made.codec.encode(case.x)
-        got = made.codec.decode(integrate(made.velocity, z, steps, float(case.start), 1.0 - case.start))
-        psnrs.append(psnr(case.want, got))
+        want = case.want
+        if made.translate is not None:
+            want, got = to_float(to_uint8(want)), made.translate(case)
+        else:
+            z = case.x if case.noise else made.codec.encode(case.x)
+            got = made.codec.decode(integrate(made.velocity, z, steps, float(case.start), 1.0 - case.start))
+        psnrs.append(psnr(want, got))
         levels.append(int(np.abs(to_uint8(case.want).astype(int) - to_uint8(got)).max()))
     return Parity(round(min(psnrs), 2), max(levels), steps, len(psnrs))
 

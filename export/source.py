@@ -15,6 +15,7 @@ from ..train import checkpoint as ckpt
 from ..train.codec import Codec
 from ..train.config import to_json
 from ..train.velocity_net import VelocityNet
+from .sizes import Between, sides_to_prove
 
 Size = tuple[int, int]
 """Width and height, pixels."""
@@ -43,8 +44,11 @@ def open_source(
     provenance: str = "",
     steps: int | None = None,
     sizes: Sequence[Size] = (),
+    between: Between | None = None,
 ) -> Source:
     """From a checkpoint, or the newest one of a run folder. `steps` None takes the config's.
+
+    `between` two sides are sizes to prove at, before `sizes`.
 
     Raises:
         UsageError: no such run, or a size that the net cannot take.
@@ -54,6 +58,8 @@ def open_source(
     checkpoint = ckpt.load(path)
     config = checkpoint.config
     side, multiple = config.max_size, config.multiple
+    if between is not None:
+        sizes = [*sides_to_prove(between, side, multiple), *sizes]
     if wrong := [s for s in sizes if any(not 8 <= n <= 16384 or n % multiple for n in s)]:
         width, height = wrong[0]
         raise UsageError(

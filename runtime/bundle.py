@@ -1,6 +1,7 @@
 """A bundle: the folder with `rfp.json` (its manifest) and the graphs that it names, or one graph by itself."""
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +26,8 @@ class Bundle:
     decoder: bytes = field(default=b"", repr=False)
     data: dict[str, bytes] = field(default_factory=dict, repr=False, kw_only=True)
     """Weights of graphs of more than 2 GiB, by the name of their file."""
+    packages: Mapping[str, Path] = field(default_factory=dict, kw_only=True)
+    """For device coreml, Core ML packages by role: they are run, and the bytes above are empty."""
 
 
 def load_bundle(path: str | Path, precision: str | None = None, device: str = "cpu") -> Bundle:
@@ -82,6 +85,13 @@ def opened(bundle: Bundle | str | Path, precision: str | None, device: str) -> B
 def _from_folder(folder: Path, precision: str | None, device: str) -> Bundle:
     manifest = read_manifest(folder)
     roles = ROLES if manifest.latent is not None else ROLES[:1]
+    formats = {g.format for g in manifest.graphs}
+    if device == "coreml" and "coreml" in formats:
+        packages = _packages(folder, manifest, roles, precision)
+        return Bundle(packages["velocity"], manifest, b"", packages=packages)
+    if formats == {"coreml"}:
+        where = folder / MANIFEST_FILE
+        raise BundleError(f"{where}: has Core ML packages only: --device coreml runs them on a Mac; or export ONNX")
     chosen = _choose(folder / MANIFEST_FILE, manifest, precision, device)
     graphs = [_graph(folder, manifest, role, chosen) for role in roles]
     models = [_checked(folder / g.file, g.sha256, g.bytes) for g in graphs]
@@ -151,6 +161,37 @@ def _checked(file: Path, sha256: str, size: int) -> bytes:
             f"{MANIFEST_FILE} says {size:,} bytes, sha256 {sha256[:12]}…; copy the bundle again"
         )
     return data
+
+
+def _packages(folder: Path, manifest: Manifest, roles: Sequence[str], precision: str | None) -> dict[str, Path]:
+    """The Core ML packages of all roles: of the precision asked for, else fp16, else the first there is."""
+    there = [g.precision for g in manifest.graphs if g.format == "coreml" and g.role == "velocity"]
+    if precision is not None and precision not in there:
+        raise UsageError(f"{folder}: has no Core ML package of precision {precision!r} (there: {', '.join(there)})")
+    chosen = precision or next((p for p in ("fp16", *there) if p in there), "fp16")
+    packages = {}
+    for role in roles:
+        wanted = ("coreml", role, chosen)
+        graph = next((g for g in manifest.graphs if (g.format, g.role, g.precision) == wanted), None)
+        if graph is None:
+            raise BundleError(f"{folder / MANIFEST_FILE}: lists no Core ML package of the {role}; export it again")
+        _check_package(folder / graph.file, graph)
+        packages[role] = folder / graph.file
+    return packages
+
+
+def _check_package(path: Path, graph: Graph) -> None:
+    if not path.is_dir():
+        raise BundleError(f"{path}: cannot be read (no such folder); {MANIFEST_FILE} lists it; copy the whole bundle")
+    try:
+        found, size = digest(path)
+    except OSError as e:
+        raise BundleError(f"{path}: cannot be read ({e.strerror or e}); copy the whole bundle") from e
+    if found != graph.sha256:
+        raise BundleError(
+            f"{path}: damaged or changed since its export: {size:,} bytes, sha256 {found[:12]}…, "
+            f"{MANIFEST_FILE} says {graph.bytes:,} bytes, sha256 {graph.sha256[:12]}…; copy the bundle again"
+        )
 
 
 def _read(path: Path, hint: str) -> bytes:

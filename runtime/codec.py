@@ -3,6 +3,7 @@
 from typing import Protocol
 
 from .bundle import Bundle
+from .coreml import Package
 from .errors import BundleError
 from .manifest import ROLES
 from .network import Network
@@ -40,6 +41,12 @@ class LatentCodec:
         latent = bundle.manifest.latent
         assert latent is not None
         self.channels, self.factor = latent.channels, latent.factor
+        self._encoder: Network | Package
+        self._decoder: Network | Package
+        if {"encoder", "decoder"} <= bundle.packages.keys():
+            self._encoder = Package(bundle.packages["encoder"], {"x": 4}, "z")
+            self._decoder = Package(bundle.packages["decoder"], {"z": 4}, "x")
+            return
         path = {role: bundle.path.with_name(bundle.path.name.replace("velocity", role)) for role in ROLES}
         self._encoder = Network(
             bundle.encoder, path["encoder"], device, {"x": 4}, {"z": 4}, "encoder", bundle.data, threads

@@ -29,8 +29,12 @@ LATER: dict[str, Any] = {
 """Keys younger than the format, with what a manifest without them means. They are written only where they say
 something else: so an older rfp goes on reading what it can, and refuses what it would misunderstand."""
 ROLES = ("velocity", "encoder", "decoder")
+TRANSLATION = "translation"
+"""The role of a graph that does all: picture in, picture out. For apps; `rfp translate` does not use it."""
 FORMATS = ("onnx", "coreml")
 PRECISIONS = ("fp32", "fp16", "int8")
+PALETTES = ("palette8", "palette6", "palette4")
+"""Core ML's besides: weights out of a palette of 2⁸, 2⁶ or 2⁴ values."""
 TIMESTEP = "t in [0, 1], float32 of shape [1] shared by the batch; 0 is domain 0, 1 is domain 1"
 
 
@@ -71,8 +75,9 @@ class Graph:
 
     def __post_init__(self) -> None:
         _want(self.file, "file", "a name without folders", _is_file_name)
-        _want(self.precision, "precision", ", ".join(PRECISIONS), lambda v: v in PRECISIONS)
-        _want(self.role, "role", ", ".join(ROLES), lambda v: v in ROLES)
+        precisions, roles = (*PRECISIONS, *PALETTES), (*ROLES, TRANSLATION)
+        _want(self.precision, "precision", ", ".join(precisions), lambda v: v in precisions)
+        _want(self.role, "role", ", ".join(roles), lambda v: v in roles)
         _want(self.format, "format", ", ".join(FORMATS), lambda v: v in FORMATS)
         _want(self.sha256, "sha256", "64 hexadecimal digits", _is_sha256)
         _want(self.bytes, "bytes", "a whole number above 0", lambda v: _is_int(v, 1, 1 << 48))

@@ -1,10 +1,11 @@
-"""The velocity of a bundle, computed by ONNX Runtime."""
+"""The velocity of a bundle, computed by ONNX Runtime, or from a Core ML package by Core ML."""
 
 from typing import overload
 
 import numpy as np
 
 from .bundle import Bundle
+from .coreml import Package
 from .errors import BundleError
 from .network import DEVICES, Network, failure, open_session
 from .pixels import Float
@@ -18,6 +19,11 @@ class Velocity:
         """Raises UsageError for a device that is not there, BundleError for a graph that cannot be loaded."""
         self._path = bundle.path
         takes, gives = {"x": 4, "t": 1}, {"velocity": 4}
+        self._net: Network | Package
+        if "velocity" in bundle.packages:
+            self._net = Package(bundle.packages["velocity"], takes, "velocity")
+            self.device, self.cores, self.batch = "coreml", 1, self._net.batch
+            return
         self._net = Network(bundle.model, bundle.path, device, takes, gives, "velocity", bundle.data, threads)
         self.device, self.cores = self._net.device, self._net.cores
         self._on: Device | None = None

@@ -55,7 +55,11 @@ def test_no_arrow_points_back(layer, path):
 
 @pytest.mark.parametrize("path", [p for layer, p in MODULES if layer == "runtime"], ids=lambda p: p.name)
 def test_the_runtime_needs_nothing_that_only_training_has(path):
-    assert not {name.split(".")[0] for name in of("runtime", path)} & NEVER_IN_RUNTIME
+    never = NEVER_IN_RUNTIME - (
+        {"coremltools"} if path.name == "coreml.py" else set()
+    )  # on a Mac, where it is asked for
+    assert not {name.split(".")[0] for name in of("runtime", path)} & never
+    assert not {name.split(".")[0] for name in of("runtime", path, everywhere=False)} & NEVER_IN_RUNTIME
 
 
 @pytest.mark.parametrize("path", [p for layer, p in MODULES if layer == "cli"], ids=lambda p: p.name)

@@ -2,7 +2,6 @@
 
 import shutil
 
-import coremltools as ct
 import numpy as np
 import pytest
 import torch
@@ -15,6 +14,7 @@ from rfp.export.sizes import Sizes
 from rfp.runtime import ExportError
 from torch import nn
 
+ct = pytest.importorskip("coremltools", reason="pip install 'rfp[coreml]'")
 SAID = Description("a test", {}, {})
 
 
