@@ -29,7 +29,7 @@ def frames(path: Path, flow: Flow, count: int) -> Uint8:
     with media.open() as stream:
         seen = look(media, stream)
         found = []
-        for _, pixels in read(media, stream, [], flow.fit(seen.width, seen.height)):
+        for _, pixels in read(media, stream, flow.fit(seen.width, seen.height)):
             assert isinstance(pixels, np.ndarray)
             found.append(pixels)
             if len(found) == count:

@@ -7,7 +7,7 @@ from typing import Annotated, cast
 import typer
 
 from ..runtime.euler import Solver
-from ..runtime.options import FlowOptions
+from ..runtime.options import FilmOptions, FlowOptions
 from .number import number_or
 from .report import as_json as values
 from .report import progress, summary
@@ -42,6 +42,17 @@ def translate(
     steady: Annotated[
         float, typer.Option(help="Against flicker of videos: 0 is off, 0.8 calms what stands still; below 1.")
     ] = 0.0,
+    codec: Annotated[
+        str | None,
+        typer.Option(help="Of videos: h264, hevc, av1, vp9, prores, ffv1, or in hardware such as h264_nvenc."),
+    ] = None,
+    crf: Annotated[float | None, typer.Option(help="Quality of videos on the codec's scale; lower is better.")] = None,
+    pix_fmt: Annotated[str | None, typer.Option(help="Of videos: yuv444p, yuv420p10le, …")] = None,
+    start: Annotated[float | None, typer.Option(metavar="S", help="Where to begin in videos, in seconds.")] = None,
+    end: Annotated[float | None, typer.Option(metavar="S", help="Where to end in videos, in seconds.")] = None,
+    compare: Annotated[
+        str | None, typer.Option(metavar="side|wipe", help="Source beside its translation, in videos.")
+    ] = None,
     threads: Annotated[str, typer.Option(metavar="N|auto", help="Threads of the net on the CPU.")] = "auto",
     batch: Annotated[str, typer.Option(metavar="N|auto", help="Pictures at once; auto fits the machine.")] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Do again what is there already.")] = False,
@@ -67,6 +78,7 @@ def translate(
         device=device,
         precision=precision,
     )
+    film = FilmOptions(codec=codec, crf=crf, pix_fmt=pix_fmt, start=start, end=end, compare=compare)
     try:
         with progress("inputs") as on_event:
             report = run(
@@ -76,6 +88,7 @@ def translate(
                 flow=flow,
                 overwrite=overwrite,
                 steady=steady,
+                film=film,
                 on_event=on_event,
             )
     except KeyboardInterrupt:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .euler import integrate
     from .generation import generate
     from .manifest import Graph, Manifest
-    from .options import FlowOptions
+    from .options import FilmOptions, FlowOptions
     from .report import Event, Report
     from .translation import translate
 
@@ -34,7 +34,7 @@ _LATER = {
     "euler": ("integrate",),
     "generation": ("generate",),
     "manifest": ("Graph", "Manifest"),
-    "options": ("FlowOptions",),
+    "options": ("FilmOptions", "FlowOptions"),
     "report": ("Event", "Report"),
     "translation": ("translate",),
 }
@@ -46,6 +46,7 @@ __all__ = [
     "ConfigError",
     "Event",
     "ExportError",
+    "FilmOptions",
     "FlowOptions",
     "Graph",
     "Manifest",

@@ -7,7 +7,8 @@
     ├── BundleError           an exported bundle that cannot be used (exit 2)
     ├── CheckpointError       a checkpoint or run folder that cannot be used (exit 2)
     ├── MediaError            one image, video or zip that cannot be read or written (exit 1)
-    │   └── OutOfMemoryError  pictures that the device's memory does not hold
+    │   ├── OutOfMemoryError  pictures that the device's memory does not hold
+    │   └── DamagedError      a video that can be read up to a point
     ├── TrainingError         training stopped: a threshold not reached, a loss not finite (exit 1)
     └── ExportError           a graph that could not be made or did not pass its proof (exit 1)
 
@@ -49,6 +50,10 @@ class MediaError(RfpError):
 
 class OutOfMemoryError(MediaError):
     """Pictures that the device's memory does not hold at once."""
+
+
+class DamagedError(MediaError):
+    """A video that can be read up to a point; what comes before it was given out."""
 
 
 class TrainingError(RfpError):

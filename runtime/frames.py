@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from heapq import heappop, heappush
@@ -10,16 +10,19 @@ from typing import Any, BinaryIO
 
 import av
 import numpy as np
+from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 from PIL import Image
 
-from .errors import MediaError
+from .errors import DamagedError, MediaError
 from .media import MAX_PIXELS, Media
 from .pixels import Uint8
 
 _DEMUXERS = "mov,matroska,avi,mpeg,mpegts,mpegvideo,h264,hevc,m4v"
 """What a video suffix may hold. FFmpeg goes by content, and a playlist called a.mp4 could name any file or address."""
-_YUV = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
+_SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
+"""Containers that find the key frame before a time by an index."""
+YUV = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 _REORDER = 8  # frames that may come before a frame with an earlier time, in a file that mixes its times up
 BT709, BT601, _UNSPECIFIED = 1, 6, 2  # AVCOL_SPC_…
 
@@ -43,8 +46,8 @@ class Look:
     transfer: int
 
 
-Item = tuple[int, "Uint8 | av.Packet[Any]"]
-"""A frame: (pts in the video stream's time base, uint8 [H, W, 3]); or audio: (stream index, packet as it was)."""
+Item = tuple[int, Uint8]
+"""A frame: pts in the video stream's time base, uint8 [H, W, 3]."""
 
 
 @contextmanager
@@ -57,7 +60,8 @@ def open_video(media: Media, stream: BinaryIO) -> Iterator[tuple[Any, Any]]:
         raise MediaError(f"{media}: not a readable video: {e}") from e
     with container:
         video = container.streams.best("video")
-        if not isinstance(video, av.VideoStream) or video.codec_context is None:
+        cover = isinstance(video, av.VideoStream) and video.disposition & Disposition.attached_pic
+        if not isinstance(video, av.VideoStream) or video.codec_context is None or cover:
             raise MediaError(f"{media}: holds no video that can be decoded")
         if video.codec_context.width * video.codec_context.height > MAX_PIXELS:
             raise MediaError(f"{media}: frames above the limit of {MAX_PIXELS:,} pixels")
@@ -96,79 +100,92 @@ def upright(frame: av.VideoFrame) -> Uint8:
     untagged = frame.colorspace == _UNSPECIFIED and matrix(frame.height) == BT709
     rgb = frame.to_ndarray(
         format="rgb24",
-        interpolation=_YUV,
+        interpolation=YUV,
         src_colorspace=Colorspace.ITU709 if untagged else None,
         dst_color_range=ColorRange.JPEG,
     )
     return np.ascontiguousarray(np.rot90(rgb, round(frame.rotation / 90)))
 
 
-def yuv(pixels: Uint8) -> av.VideoFrame:
-    """uint8 [H, W, 3] as a limited-range yuv420p frame; an odd side gets its last row or column twice."""
-    height, width = pixels.shape[:2]
-    if height % 2 or width % 2:
-        pixels = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    return av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24").reformat(
-        format="yuv420p",
-        interpolation=_YUV,
-        src_color_range=ColorRange.JPEG,
-        dst_colorspace=Colorspace.ITU709 if matrix(height) == BT709 else Colorspace.ITU601,
-        dst_color_range=ColorRange.MPEG,
-    )
-
-
 def read(
-    media: Media, stream: BinaryIO, audio: list[int], size: tuple[int, int], stride: int = 1
+    media: Media,
+    stream: BinaryIO,
+    size: tuple[int, int],
+    stride: int = 1,
+    *,
+    skip: int = 0,
+    start: float | None = None,
+    end: float | None = None,
 ) -> Generator[Item, None, None]:
-    """Yield every frame, or every `stride`-th one, and the packets of the `audio` streams.
+    """Yield every frame, or every `stride`-th one.
 
     Frames come in the order in which they are shown and their times ascend, also in files whose B-frames have the times
     of the order in which they were coded (AVI keeps no others, and some MP4s are made so).
 
     Args:
-        audio: indices of the streams whose packets are passed on as they are.
         size: (width, height) in px to which every frame is resized.
+        skip: frames that are decoded but not given out, the first ones from `start` on.
+        start, end: in seconds: only frames from `start` on and before `end`.
 
     Raises:
-        MediaError: a frame that is lost or damaged, with the file and the time in seconds; after the frames before it.
+        DamagedError: a frame that is lost or damaged, with the file and the time in s; after the frames before it.
     """
     with open_video(media, stream) as (container, video):
         step = max(1, round(1 / (video.average_rate or video.guessed_rate or 25) / video.time_base))
-        count, latest = 0, -step
-        times: list[int] = []
-        waiting: deque[Uint8 | None] = deque()  # None: a frame that was not asked for
-        wanted = [s for s in container.streams if s.index in audio or s is video]
-        problem: MediaError | None = None
-
-        def ready(held: int) -> Iterator[Item]:
-            while len(waiting) > held:
-                time, pixels = heappop(times), waiting.popleft()
-                if pixels is not None:
-                    yield time, pixels
-
-        try:
-            for packet in container.demux(wanted):
-                if packet.stream is not video:
-                    if packet.dts is not None:  # the empty packet that flushes a decoder has none
-                        yield packet.stream.index, packet
+        beginning = origin(container)
+        low, high = (None if t is None else (beginning + Fraction(t)) / video.time_base for t in (start, end))
+        if low is not None and container.format.name in _SEEKABLE:
+            with suppress(av.FFmpegError):  # then it is read from its beginning
+                container.seek(int(low), stream=video)
+        shown = _in_order(container, video, step)
+        count, latest = -skip, -step
+        while True:
+            try:
+                latest, frame = next(shown)
+                if (low is not None and latest < low) or (high is not None and latest >= high):
+                    if high is not None and latest >= high:
+                        return
                     continue
-                for frame in packet.decode():
-                    latest = latest + step if frame.pts is None else frame.pts
-                    if frame.is_corrupt:
-                        raise av.InvalidDataError(0, "the frame is damaged")
-                    heappush(times, latest)
-                    waiting.append(None if count % stride else _resized(upright(frame), size))
-                    count += 1
-                    yield from ready(_REORDER)
-                if packet.is_corrupt:
-                    raise av.InvalidDataError(0, "the file is damaged or cut short here")
-        except (av.FFmpegError, OSError) as e:
-            at = float((latest + step) * video.time_base)
-            problem = MediaError(f"{media}: cannot be decoded at about {at:.3f} s: {e}")
-            problem.__cause__ = e
-        yield from ready(0)
-        if problem:
-            raise problem
+                if count >= 0 and count % stride == 0:
+                    yield latest, _resized(upright(frame), size)
+                count += 1
+            except StopIteration:
+                return
+            except (av.FFmpegError, OSError) as e:
+                at = float((latest + step) * video.time_base)
+                raise DamagedError(f"{media}: cannot be decoded at about {at:.3f} s: {e}") from e
+
+
+def origin(container: Any) -> Fraction:
+    """The time in s that players call zero: the clock of an MPEG stream starts anywhere, others at 0."""
+    started = container.start_time if container.format.name.startswith("mpeg") else None
+    return Fraction(started or 0, 1_000_000)
+
+
+def _in_order(container: Any, video: Any, step: int) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Decoded frames, each with the next of the times in ascending order; an av.FFmpegError after the good ones."""
+    times: list[int] = []
+    waiting: deque[av.VideoFrame] = deque()
+    latest = -step
+    problem: Exception | None = None
+    try:
+        for packet in container.demux(video):
+            for frame in packet.decode():
+                latest = latest + step if frame.pts is None else frame.pts
+                if frame.is_corrupt:
+                    raise av.InvalidDataError(0, "the frame is damaged")
+                heappush(times, latest)
+                waiting.append(frame)
+                if len(waiting) > _REORDER:
+                    yield heappop(times), waiting.popleft()
+            if packet.is_corrupt:
+                raise av.InvalidDataError(0, "the file is damaged or cut short here")
+    except (av.FFmpegError, OSError) as e:
+        problem = e
+    while waiting:
+        yield heappop(times), waiting.popleft()
+    if problem:
+        raise problem
 
 
 def _resized(pixels: Uint8, size: tuple[int, int]) -> Uint8:

@@ -62,6 +62,36 @@ class FlowOptions:
         in_range("threads", self.threads, 1, 1024, "auto")
 
 
+@dataclass(frozen=True)
+class FilmOptions:
+    """How videos are cut, compared and encoded; pictures are not concerned.
+
+    Args:
+        codec: h264, hevc, av1, vp9, prores or ffv1; or a hardware encoder by FFmpeg's name, such as h264_nvenc. None
+            takes h264, and vp9 in a .webm.
+        crf: quality on the encoder's own scale, lower is better; None takes one at which the loss is hard to see.
+        pix_fmt: FFmpeg's name of a YUV format, such as yuv444p or yuv420p10le; None takes the encoder's own.
+        start, end: seconds of the source; None is its own beginning and end.
+        compare: "side" puts the source to the left of its translation, "wipe" lays it over behind a moving line.
+    """
+
+    codec: str | None = None
+    crf: float | None = None
+    pix_fmt: str | None = None
+    start: float | None = None
+    end: float | None = None
+    compare: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.compare not in (None, "side", "wipe"):
+            raise UsageError(f"compare is {self.compare!r}; wanted side or wipe")
+        for name, value in (("start", self.start), ("end", self.end)):
+            if value is not None and not 0 <= value < 1e9:
+                raise UsageError(f"{name} is {value}; wanted seconds from 0 on")
+        if self.end is not None and self.end <= (self.start or 0):
+            raise UsageError(f"end is {self.end} s, and start {self.start or 0} s; wanted an end after the start")
+
+
 def in_range(name: str, value: object, low: int, high: int, *others: object) -> None:
     """Raise UsageError unless value is one of the others, or a whole number from low to high."""
     if value in others or (isinstance(value, int) and not isinstance(value, bool) and low <= value <= high):

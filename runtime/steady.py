@@ -24,6 +24,15 @@ class Steady:
         self._before: npt.NDArray[np.float32] | None = None
         self._kept: npt.NDArray[np.float32] | None = None
 
+    @property
+    def state(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None:
+        """(the last frame, its smoothed displacement), with which another one goes on; None before the first."""
+        return None if self._before is None or self._kept is None else (self._before, self._kept)
+
+    @state.setter
+    def state(self, state: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]) -> None:
+        self._before, self._kept = state
+
     def __call__(self, frames: Uint8, translated: Uint8) -> Uint8:
         """uint8 [B, H, W, 3] twice → uint8 [B, H, W, 3]."""
         out = np.empty_like(translated)

@@ -1,21 +1,25 @@
 """Translate folders, pictures, videos and zips with a bundle."""
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from .bundle import Bundle, opened
 from .codec import open_codec
+from .encoders import choose
 from .errors import MediaError, UsageError
 from .flow import DEFAULTS, Flow
 from .images import translate_images
 from .media import paths
-from .options import FlowOptions
+from .options import FilmOptions, FlowOptions
 from .plan import Job, plan
 from .report import Event, Report, ended
 from .velocity import Velocity
-from .video import translate_video
+from .video import AS_IT_IS, translate_video
 
 
 def translate(
@@ -26,6 +30,7 @@ def translate(
     flow: FlowOptions = DEFAULTS,
     overwrite: bool = False,
     steady: float = 0.0,
+    film: FilmOptions = AS_IT_IS,
     on_event: Callable[[Event], None] = lambda event: None,
 ) -> Report:
     """Translate pictures and videos from domain 0 to domain 1, or back.
@@ -41,6 +46,7 @@ def translate(
         overwrite: do again what is there already.
         steady: in [0, 1): how much of what was added to the last frame is carried on where nothing moves in a video,
             against flicker.
+        film: how videos are cut, compared and encoded.
         on_event: told of everything as it happens, in the calling thread.
 
     Returns:
@@ -63,10 +69,16 @@ def translate(
         raise UsageError(f"steady is {steady}; wanted 0 (off) to below 1")
     bad: list[MediaError] = []
     jobs = plan(paths(inputs), paths([output])[0], bad.append)
+    videos = {job.target.suffix.lower() for job in jobs if job.media.kind == "video"}
+    for suffix in sorted(videos):
+        choose(film, suffix)
+    if film != AS_IT_IS and not videos:
+        raise UsageError("options for videos were given (codec, crf, pix_fmt, start, end, compare), but there is none")
     graphs = Velocity(loaded, flow.device, flow.threads), open_codec(loaded, flow.device, flow.threads)
     new_flow = partial(Flow, *graphs, loaded.manifest, flow)
     still = new_flow()
     report = Report(device=graphs[0].said)
+    key = {"model": _digest(loaded), **{k: v for k, v in asdict(flow).items() if k not in ("batch", "threads")}}
     tell = report.teller(on_event)
     tell(Event("found", total=len(jobs) + len(bad)))
     for error in bad:
@@ -79,17 +91,26 @@ def translate(
     translate_images([job for job in todo if job.media.kind == "image"], still, lambda *end: tell(_ended(*end)))
     for job in todo:
         if job.media.kind == "video":
-            tell(_video(job, new_flow(), steady, tell))
+            tell(_video(job, new_flow(), steady, film, key, tell))
     report.seconds = time.monotonic() - began
     return report
 
 
-def _video(job: Job, flow: Flow, steady: float, tell: Callable[[Event], None]) -> Event:
+def _digest(bundle: Bundle) -> str:
+    digest = hashlib.sha256()
+    for part in (bundle.model, bundle.encoder, bundle.decoder, *bundle.data.values()):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _video(
+    job: Job, flow: Flow, steady: float, film: FilmOptions, key: dict[str, Any], tell: Callable[[Event], None]
+) -> Event:
     def on_frames(count: int, total: int | None) -> None:
         tell(Event("frames", str(job.media), job.target, count=count, total=total))
 
     try:
-        note = translate_video(job.media, job.target, flow, on_frames, steady)
+        note = translate_video(job.media, job.target, flow, on_frames, steady, film, key)
     except MediaError as e:
         return _ended(job, e)
     return Event("done", str(job.media), job.target, note)

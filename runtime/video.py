@@ -1,143 +1,308 @@
 """One video through a flow: decode → velocity → encode in three threads, with memory that does not grow.
 
-Kept: every frame with its timestamp (constant rate or not), the pixel aspect, upright pictures in place of a rotation
-tag, and the audio streams' packets as they are where the new container takes them. Subtitles, chapters and data streams
-are left out. The picture is written as 8-bit 4:2:0, limited range, BT.709 or BT.601 by its height, and tagged so.
+The picture is made first, in segments that outlive an interruption (segments.py); then these are joined without
+encoding them again, with every other stream of the source (streams.py). Kept: every frame with its timestamp
+(constant rate or not), the pixel aspect, upright pictures in place of a rotation tag, all audio, subtitles, chapters,
+metadata and cover art that the container takes. The picture is written in limited range, BT.709 or BT.601 by its
+height, and tagged so.
 """
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, suppress
+from fractions import Fraction
+from heapq import merge
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
 
-from .errors import MediaError
+from .compare import compared
+from .encoders import Encoder, add_video, choose, tag, to_frame
+from .errors import DamagedError, MediaError
 from .files import write_aside
 from .flow import Flow
-from .frames import Item, Look, look, matrix, open_video, read, yuv
+from .frames import Item, Look, look, open_video, origin, read
 from .media import Media
+from .options import FilmOptions
 from .pipeline import ahead
 from .pixels import Uint8
+from .segments import SEGMENT, Segment, Work, delay_of, open_segment, work_on
 from .steady import Steady
+from .streams import MUXERS, Cut, carry, label
 from .upscale import given_back, resized
 
-_MUXERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
-_H264 = {"crf": "16", "preset": "medium"}
-_LIMITED = 1  # AVCOL_RANGE_MPEG
-_VP9 = {"crf": "20", "b": "0", "cpu-used": "4", "row-mt": "1"}
+Made = tuple[int, Uint8, "tuple[Any, Any] | None"]
+"""pts, the picture that is written, and at the end of a segment what the next one's frames need of this one's."""
+AS_IT_IS = FilmOptions()
 
 
 def translate_video(
-    media: Media, target: Path, flow: Flow, on_frames: Callable[[int, int | None], None], steady: float = 0.0
+    media: Media,
+    target: Path,
+    flow: Flow,
+    on_frames: Callable[[int, int | None], None],
+    steady: float = 0.0,
+    film: FilmOptions = AS_IT_IS,
+    key: dict[str, Any] | None = None,
 ) -> str:
     """Write the translation of `media` to `target`, whole or not at all.
+
+    An interrupted call leaves its finished segments beside the target; one with the same source and key goes on there.
 
     Args:
         flow: chooses the size; an odd side gets its last row or column once more.
         on_frames: called with (frames written, frames expected or None).
         steady: how much of the last frame's displacement is carried on where nothing moves, in [0, 1).
+        key: JSON values that say which model and settings these are.
 
     Returns:
-        What was left out, for a person to read; empty for nothing.
+        What was left out or changed, for a person to read; empty for nothing.
 
     Raises:
-        MediaError: the source is damaged, or the target's container cannot hold it.
+        UsageError: the encoder is not to be had.
+        MediaError: the source cannot be read, or the target not be written. Where the source is damaged half-way, the
+            part before it is written to `target` first, and the message says so.
     """
+    encoder = choose(film, target.suffix.lower())
+    damage: DamagedError | None = None
     with media.open() as stream:
         seen = look(media, stream)
-        with open_video(media, stream) as (source, _), write_aside(target) as partial:
-            output = av.open(f"file:{partial}", "w", format=_MUXERS[target.suffix.lower()])
+        with work_on(target, _key(media, encoder, film, steady, key)) as work:
             try:
-                fitted = flow.fit(seen.width, seen.height)
-                width, height = flow.output_size(seen.width, seen.height)
-                batch = flow.batch(*fitted)
-                video = _add_video(output, target, seen, width, height)
-                audio, note = _add_audio(output, source, target)
-                source.close()  # from here on the reading thread has the stream
-                frames = read(media, stream, list(audio), (width, height))
-                made = ahead(_through(ahead(frames, batch), flow, steady, fitted), 2 * batch, flow.stop)
-                with closing(made) as items:
-                    _write(items, output, video, audio, seen, on_frames)
-                output.close()  # writes the index, which can fail as any write
+                _make_segments(media, stream, seen, flow, encoder, film, steady, work, on_frames)
+            except DamagedError as e:
+                damage = e
             except (av.FFmpegError, OSError, ValueError) as e:
-                raise MediaError(f"{target}: cannot be written: {e}") from e
-            finally:
-                with suppress(Exception):  # after an error: what counts is the first one
-                    output.close()
-    return note
+                raise MediaError(f"{target}: cannot be written: {e}{_kept(work)}") from e
+            if not work.segments:
+                raise damage or MediaError(f"{media}: holds no frame between --start and --end")
+            try:
+                notes = _join(media, stream, target, seen, encoder, film, work, damage is not None)
+            except (av.FFmpegError, OSError, ValueError) as e:
+                raise MediaError(f"{target}: cannot be written: {e}{_kept(work)}") from e
+            work.remove()
+    if damage:
+        raise DamagedError(f"{damage}; {target} holds the {work.frames} frames before it") from damage
+    return "; ".join(notes)
 
 
-def _through(items: Iterable[Item], flow: Flow, steady: float, fitted: tuple[int, int]) -> Generator[Item, None, None]:
-    """Frames translated `batch` at a time; audio packets pass by them, since the muxer puts both in order."""
-    waiting: list[tuple[int, Uint8]] = []
+def _kept(work: Work) -> str:
+    return f" (the same command goes on after {work.frames} frames)" if work.segments else ""
+
+
+def _key(
+    media: Media, encoder: Encoder, film: FilmOptions, steady: float, key: dict[str, Any] | None
+) -> dict[str, Any]:
+    stat = media.path.stat()
+    return {
+        "source": [str(media), stat.st_size, stat.st_mtime_ns],
+        "encoder": [encoder.name, encoder.pix_fmt, encoder.options, av.ffmpeg_version_info],
+        "film": [film.start, film.end, film.compare, steady, SEGMENT],
+        "flow": key or {},
+    }
+
+
+def _make_segments(
+    media: Media,
+    stream: BinaryIO,
+    seen: Look,
+    flow: Flow,
+    encoder: Encoder,
+    film: FilmOptions,
+    steady: float,
+    work: Work,
+    on_frames: Callable[[int, int | None], None],
+) -> None:
+    fitted = flow.fit(seen.width, seen.height)
+    size = flow.output_size(seen.width, seen.height)
+    batch = flow.batch(*fitted)
+    expected = _expected(seen, film)
+    shift = _cut(media, stream, film).shift
+    frames = read(media, stream, size, skip=work.frames, start=film.start, end=film.end)
+    seconds = float(shift), float(seen.time_base)
+    through = _through(ahead(frames, batch), flow, fitted, steady, film.compare, work.carried(), seconds)
+    with closing(ahead(through, 2 * batch, flow.stop)) as made:
+        while True:
+            more = _segment(made, encoder, seen, work, lambda n: on_frames(n, expected))
+            if not more:
+                return
+
+
+def _segment(made: Iterable[Made], encoder: Encoder, seen: Look, work: Work, on_frame: Callable[[int], None]) -> bool:
+    """Write the next SEGMENT frames, or those that there are, to a file of their own; False where none follow.
+
+    Raises DamagedError after writing what came before the damage.
+    """
+    first = next(iter(made), None)
+    if first is None:
+        return False
+    count, last, carried, damage = 0, work.last, None, None
+    order: list[int] = []
+
+    def rest() -> Iterator[Made]:
+        nonlocal damage
+        yield first
+        try:
+            yield from islice(made, SEGMENT - 1)
+        except DamagedError as e:
+            damage = e
+
+    with write_aside(work.next_file()) as partial, av.open(f"file:{partial}", "w", format="nut") as out:
+        video = None
+        for pts, pixels, kept in rest():
+            if video is None:
+                video = add_video(out, encoder, seen, pixels.shape[1], pixels.shape[0])
+            frame = to_frame(pixels, encoder.pix_fmt)
+            last = pts if last is None else max(pts, last + 1)  # a muxer refuses time that stands still
+            frame.pts, frame.time_base = last, seen.time_base
+            _mux(out, video, frame, order)
+            count, carried = count + 1, kept
+            on_frame(work.frames + count)
+        _mux(out, video, None, order)
+        out.close()  # writes what is held back, before the file is renamed
+    assert last is not None
+    work.add(Segment(count, last, delay_of(order)), carried)
+    if damage:
+        raise damage
+    return count == SEGMENT
+
+
+def _mux(out: Any, video: Any, frame: Any, order: list[int]) -> None:
+    for packet in video.encode(frame):
+        order.append(packet.pts)
+        out.mux(packet)
+
+
+def _through(
+    items: Iterable[Item],
+    flow: Flow,
+    fitted: tuple[int, int],
+    steady: float,
+    compare: str | None,
+    carried: tuple[Any, Any] | None,
+    seconds: tuple[float, float],
+) -> Generator[Made, None, None]:
+    """Frames translated some at a time, none of them across two segments; after an error those before it, too."""
+    waiting: list[Item] = []
     steadied = Steady(steady) if steady else None
+    if steadied and carried:
+        steadied.state = carried
+    count = 0
 
-    def translated() -> list[tuple[int, Uint8]]:
+    def translated() -> Iterator[Made]:
         frames = np.stack([resized(pixels, fitted) for _, pixels in waiting])
         out = flow(frames)
         out = steadied(frames, out) if steadied else out
-        back = (given_back(flow.upscale, *each) for each in zip((p for _, p in waiting), frames, out, strict=True))
-        return [(pts, pixels) for (pts, _), pixels in zip(waiting, back, strict=True)]
+        kept = steadied.state if steadied and count % SEGMENT == 0 else None
+        for (pts, pixels), small, result in zip(waiting, frames, out, strict=True):
+            result = given_back(flow.upscale, pixels, small, result)
+            if compare:
+                result = compared(pixels, result, compare, pts * seconds[1] - seconds[0])
+            yield pts, result, kept
+        waiting.clear()
 
-    for item in items:
-        index, content = item
-        if isinstance(content, av.Packet):
-            yield item
-            continue
-        waiting.append((index, content))
-        if len(waiting) >= flow.batch(*fitted):
+    damage: DamagedError | None = None
+    source = iter(items)
+    while True:
+        try:
+            item = next(source, None)
+        except DamagedError as e:
+            item, damage = None, e
+        if item is None:
+            break
+        waiting.append(item)
+        count += 1
+        if len(waiting) >= flow.batch(*fitted) or count % SEGMENT == 0:
             yield from translated()
-            waiting.clear()
     if waiting:
         yield from translated()
+    if damage:
+        raise damage
 
 
-def _write(
-    items: Iterable[Item],
-    output: Any,
-    video: Any,
-    audio: dict[int, Any],
+def _expected(seen: Look, film: FilmOptions) -> int | None:
+    if film.end is None and film.start is None:
+        return seen.frames
+    if seen.frames is None and film.end is None:
+        return None
+    start = round((film.start or 0) * seen.rate)
+    end = seen.frames if film.end is None else round(film.end * seen.rate)
+    return max(0, min(end or 0, seen.frames or end or 0) - start)
+
+
+def _cut(media: Media, stream: BinaryIO, film: FilmOptions) -> Cut:
+    with open_video(media, stream) as (source, _):
+        zero = origin(source)
+    start = None if film.start is None else zero + Fraction(film.start)
+    return Cut(zero if start is None else start, start, None if film.end is None else zero + Fraction(film.end))
+
+
+def _join(
+    media: Media,
+    stream: BinaryIO,
+    target: Path,
     seen: Look,
-    on_frames: Callable[[int, int | None], None],
-) -> None:
-    count, last = 0, None
-    for index, content in items:
-        if isinstance(content, av.Packet):
-            content.stream = audio[index]
-            output.mux(content)
-            continue
-        pts, frame = index, yuv(content)
-        last = pts if last is None else max(pts, last + 1)  # a muxer refuses time that stands still
-        frame.pts, frame.time_base = last, seen.time_base
-        output.mux(video.encode(frame))
-        count += 1
-        on_frames(count, seen.frames)
-    output.mux(video.encode(None))
+    encoder: Encoder,
+    film: FilmOptions,
+    work: Work,
+    damaged: bool,
+) -> list[str]:
+    """The segments as they are and the source's other streams, into the target."""
+    suffix = target.suffix.lower()
+    cut = _cut(media, stream, film)
+    duration = max(1, round(1 / seen.rate / seen.time_base))
+    if damaged:  # sound without a picture is no part of the good part
+        cut = Cut(cut.shift, cut.start, ((work.last or 0) + duration) * seen.time_base)
+    with (
+        open_video(media, stream) as (source, main),
+        open_segment(work.first()) as first,
+        write_aside(target) as partial,
+        av.open(f"file:{partial}", "w", format=MUXERS[suffix]) as output,
+    ):
+        template = first.streams.video[0]
+        video = output.add_stream_from_template(template, opaque=True)
+        label(video, main)
+        tag(video.codec_context, seen, template.codec_context.height)
+        video.time_base = seen.time_base
+        if encoder.codec == "hevc" and suffix != ".mkv":
+            video.codec_context.codec_tag = "hvc1"  # Apple's players take no other
+        handlers, notes = carry(source, main, output, suffix, cut)
+        others = _others(source, handlers, notes)
+        for packet in merge(_pictures(work, video, seen, cut, duration), others, key=_when):
+            output.mux(packet)
+        output.close()  # writes the index, which can fail as any write
+    return notes
 
 
-def _add_video(output: Any, target: Path, seen: Look, width: int, height: int) -> Any:
-    codec, options = ("libvpx-vp9", _VP9) if target.suffix.lower() == ".webm" else ("libx264", _H264)
-    video = output.add_stream(codec, rate=seen.rate, options=options)
-    video.width, video.height, video.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
-    context = video.codec_context
-    context.time_base = seen.time_base
-    context.sample_aspect_ratio = seen.pixel_aspect
-    context.colorspace, context.color_range = matrix(height), _LIMITED
-    context.color_primaries, context.color_trc = seen.primaries, seen.transfer  # untouched: RGB passes as it is
-    return video
+def _pictures(work: Work, video: Any, seen: Look, cut: Cut, duration: int) -> Iterator[Any]:
+    shift = round(cut.shift / seen.time_base)
+    for packet in work.packets(seen.time_base, duration):
+        packet.pts -= shift
+        packet.dts -= shift
+        packet.stream = video
+        yield packet
 
 
-def _add_audio(output: Any, source: Any, target: Path) -> tuple[dict[int, Any], str]:
-    """The output's stream for each of the source's audio streams, and what the container does not take."""
-    taken: dict[int, Any] = {}
-    refused: list[str] = []
-    for stream in source.streams.audio:
-        try:
-            taken[stream.index] = output.add_stream_from_template(stream)
-            taken[stream.index].metadata.update(stream.metadata)
-        except (ValueError, av.FFmpegError):
-            refused.append(stream.codec_context.name if stream.codec_context else "unknown")
-    note = f"audio left out: {target.suffix.lower()} does not take {', '.join(refused)} (.mkv would)" if refused else ""
-    return taken, note
+def _others(source: Any, handlers: dict[int, Any], notes: list[str]) -> Iterator[Any]:
+    """The packets of the other streams, in the order of the source."""
+    wanted = [s for s in source.streams if s.index in handlers]
+    if not wanted:
+        return
+    if source.format.name.startswith(("mov", "matroska")):
+        source.seek(0)  # a cover may have been looked for
+    try:
+        for packet in source.demux(wanted):
+            if packet.size and not packet.is_corrupt:
+                yield from handlers[packet.stream.index](packet)
+    except (av.FFmpegError, OSError) as e:
+        notes.append(f"the other streams end early: {e}")
+    for stream in wanted:
+        with suppress(av.EOFError):
+            yield from handlers[stream.index](None)
+
+
+def _when(packet: Any) -> Fraction:
+    time = packet.dts if packet.dts is not None else packet.pts or 0
+    return Fraction(time) * packet.time_base

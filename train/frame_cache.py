@@ -174,7 +174,7 @@ def _decode(media: Media, found: Survey, cache: FrameCache, base: Path, tell: Ca
     tell(f"decoding about {found.frames:,} frames of {media}: {need / GIGABYTE:.2f} GB in {folder}")
     count, written, problem = 0, 0, ""
     with write_aside(base.with_suffix(".rgb")) as partial, partial.open("wb") as out, media.open() as stream:
-        frames = read(media, stream, [], (found.width, found.height), cache.stride)
+        frames = read(media, stream, (found.width, found.height), cache.stride)
         while True:
             try:
                 item = next(frames, None)

@@ -228,7 +228,7 @@ def _tasks(found: Iterable[Media]) -> Iterator[Media | Frame | Failure]:
 def _frames(media: Media) -> Generator[Frame, None, None]:
     with media.open() as stream:
         seen = look(media, stream)
-        for pts, pixels in read(media, stream, [], (seen.width, seen.height)):
+        for pts, pixels in read(media, stream, (seen.width, seen.height)):
             assert isinstance(pixels, np.ndarray)  # no audio was asked for
             yield Frame(media, float(pts * seen.time_base), pixels)
 

@@ -174,7 +174,7 @@ def test_times_in_coding_order_are_put_in_order(bundle, tmp_path):
 
 
 @pytest.mark.parametrize("how", ["noise", "cut", "empty"])
-def test_a_damaged_video_fails_by_name_and_time_and_leaves_nothing(bundle, tmp_path, how):
+def test_a_damaged_video_fails_by_name_and_time_and_gives_the_good_part(bundle, tmp_path, how):
     source = write_video(tmp_path / "in" / "a.mp4", frames=100)
     data = bytearray(source.read_bytes())
     middle = len(data) // 2
@@ -184,7 +184,11 @@ def test_a_damaged_video_fails_by_name_and_time_and_leaves_nothing(bundle, tmp_p
     report = translate(bundle, [tmp_path / "in"], tmp_path / "out")
     assert len(report.failed) == 1 and "a.mp4" in report.failed[0].message, report
     assert how == "empty" or " s: " in report.failed[0].message
-    assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
+    left = [p.name for p in (tmp_path / "out").rglob("*")]
+    assert left == ([] if how == "empty" else ["a.mp4"])
+    if how != "empty":
+        good = watch(tmp_path / "out/a.mp4")[1]
+        assert 5 < len(good) < 100 and f"{len(good)} frames before it" in report.failed[0].message
 
 
 def test_a_playlist_that_calls_itself_mp4_opens_nothing(bundle, tmp_path, monkeypatch):

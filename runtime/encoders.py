@@ -1,0 +1,154 @@
+"""Which encoder a film gets, and how a picture becomes its frame."""
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import av
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace
+
+from .errors import UsageError
+from .frames import BT709, YUV, Look, matrix
+from .options import FilmOptions
+from .pixels import Uint8
+
+_LIMITED = 1  # AVCOL_RANGE_MPEG
+_PIX_FMT = re.compile(r"yuv4(20|22|44)p(10le|12le)?|nv12|p010le")
+_TAKES = {
+    ".mp4": ("h264", "hevc", "av1", "vp9"),
+    ".m4v": ("h264", "hevc"),
+    ".mov": ("h264", "hevc", "prores"),
+    ".mkv": ("h264", "hevc", "av1", "vp9", "prores", "ffv1"),
+    ".webm": ("vp9", "av1"),
+}
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """FFmpeg's name of an encoder, its options, and the pixel format that it is given."""
+
+    name: str
+    codec: str
+    pix_fmt: str
+    options: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Software:
+    name: str
+    crf: float | None
+    most: float
+    pix_fmt: str
+    options: dict[str, str]
+
+
+_SOFTWARE = {
+    "h264": _Software("libx264", 16, 51, "yuv420p", {"preset": "medium"}),
+    "hevc": _Software("libx265", 18, 51, "yuv420p", {"preset": "medium", "x265-params": "log-level=none"}),
+    "av1": _Software("libsvtav1", 24, 63, "yuv420p", {"preset": "8"}),
+    "vp9": _Software("libvpx-vp9", 20, 63, "yuv420p", {"b": "0", "cpu-used": "4", "row-mt": "1"}),
+    "prores": _Software("prores_ks", None, 0, "yuv422p10le", {"profile": "3"}),
+    "ffv1": _Software("ffv1", None, 0, "yuv444p", {"level": "3", "g": "1"}),
+}
+_HARDWARE = ("nvenc", "videotoolbox", "qsv", "amf")
+
+
+def choose(film: FilmOptions, suffix: str) -> Encoder:
+    """The encoder of a film in a file with this suffix.
+
+    Raises:
+        UsageError: a codec that is not known, not here, or not for this container; a crf or pixel format out of range.
+    """
+    asked = film.codec or ("vp9" if suffix == ".webm" else "h264")
+    codec, _, maker = asked.partition("_")
+    if codec not in _SOFTWARE or (maker and maker not in _HARDWARE):
+        raise UsageError(
+            f"codec {asked!r} is not known; wanted {', '.join(_SOFTWARE)}, or one in hardware, such as h264_nvenc"
+        )
+    if codec not in _TAKES[suffix]:
+        raise UsageError(f"{suffix} does not take {codec}; it takes {', '.join(_TAKES[suffix])}, and .mkv takes all")
+    software = _SOFTWARE[codec]
+    if film.crf is not None and not (software.crf is not None and 0 <= film.crf <= software.most):
+        wanted = f"0 to {software.most:g}" if software.crf is not None else "none, for it has no such scale"
+        raise UsageError(f"crf is {film.crf:g}; for {codec} wanted {wanted}")
+    quality = software.crf if film.crf is None else film.crf
+    options = _hardware_quality(maker, quality or 0) if maker else dict(software.options)
+    if not maker and quality is not None:
+        options["crf"] = f"{quality:g}"
+    encoder = Encoder(asked if maker else software.name, codec, film.pix_fmt or software.pix_fmt, options)
+    _check(encoder, asked)
+    return encoder
+
+
+def _hardware_quality(maker: str, quality: float) -> dict[str, str]:
+    """Constant quality as each maker's encoder calls it; none of these was at hand to try."""
+    if maker == "nvenc":
+        return {"rc": "vbr", "cq": f"{quality:g}", "b": "0"}
+    if maker == "amf":
+        return {"rc": "cqp", "qp_i": f"{quality:g}", "qp_p": f"{quality:g}"}
+    if maker == "qsv":
+        return {"global_quality": f"{quality:g}"}
+    return {"flags": "+qscale", "global_quality": str(round(118 * 100 * (1 - quality / 51)))}  # FF_QP2LAMBDA × 1…100
+
+
+def _check(encoder: Encoder, asked: str) -> None:
+    try:
+        codec = av.Codec(encoder.name, "w")
+    except ValueError as e:
+        raise UsageError(f"codec {asked!r} is not in this FFmpeg; without --codec h264 is written") from e
+    known = [f.name for f in codec.video_formats or ()]
+    if not _PIX_FMT.fullmatch(encoder.pix_fmt) or (known and encoder.pix_fmt not in known):
+        usable = ", ".join(name for name in known if _PIX_FMT.fullmatch(name))
+        raise UsageError(f"pix_fmt {encoder.pix_fmt!r} is not for {asked}; wanted {usable}")
+    if encoder.name == asked:  # hardware: FFmpeg knows its name on every machine
+        try:
+            with av.open(_Nowhere(), "w", format="matroska") as out:
+                look = Look(320, 240, Fraction(1), Fraction(25), Fraction(1, 25), None, 2, 2)
+                add_video(out, encoder, look, 320, 240).codec_context.open()
+        except (av.FFmpegError, OSError, ValueError) as e:
+            raise UsageError(f"codec {asked!r} could not start here ({e}); without --codec h264 is written") from e
+
+
+class _Nowhere:
+    def write(self, data: bytes) -> int:
+        return len(data)
+
+
+def add_video(output: Any, encoder: Encoder, seen: Look, width: int, height: int) -> Any:
+    """A stream of `output` for such a film: its times, pixel aspect and colours as they were seen."""
+    rate = min(seen.rate, Fraction(240)) if encoder.name == "libsvtav1" else seen.rate  # it refuses more
+    video = output.add_stream(encoder.name, rate=rate, options=dict(encoder.options))
+    across, down = padding(encoder.pix_fmt, width, height)
+    video.width, video.height, video.pix_fmt = width + across, height + down, encoder.pix_fmt
+    video.codec_context.time_base = seen.time_base
+    tag(video.codec_context, seen, height)
+    return video
+
+
+def tag(context: Any, seen: Look, height: int) -> None:
+    """Pixel aspect and colours; primaries and transfer are untouched, for RGB passes as it is."""
+    context.sample_aspect_ratio = seen.pixel_aspect
+    context.colorspace, context.color_range = matrix(height), _LIMITED
+    context.color_primaries, context.color_trc = seen.primaries, seen.transfer
+
+
+def padding(pix_fmt: str, width: int, height: int) -> tuple[int, int]:
+    """Columns and rows that a picture lacks where colours are kept for every second one only."""
+    return width % 2 if "444" not in pix_fmt else 0, height % 2 if "444" not in pix_fmt and "422" not in pix_fmt else 0
+
+
+def to_frame(pixels: Uint8, pix_fmt: str) -> av.VideoFrame:
+    """uint8 [H, W, 3] as a limited-range YUV frame; an odd side gets its last row or column twice where it must."""
+    height, width = pixels.shape[:2]
+    across, down = padding(pix_fmt, width, height)
+    if across or down:
+        pixels = np.pad(pixels, ((0, down), (0, across), (0, 0)), mode="edge")
+    return av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24").reformat(
+        format=pix_fmt,
+        interpolation=YUV,
+        src_color_range=ColorRange.JPEG,
+        dst_colorspace=Colorspace.ITU709 if matrix(height) == BT709 else Colorspace.ITU601,
+        dst_color_range=ColorRange.MPEG,
+    )

@@ -1,0 +1,239 @@
+import signal
+import subprocess
+import sys
+from fractions import Fraction
+from io import BytesIO
+
+import av
+import bundles
+import numpy as np
+import pytest
+from PIL import Image
+from rfp.runtime import FilmOptions, FlowOptions, UsageError, load_bundle, segments, translate
+from test_video import scene, watch, write_video
+
+NATIVE = FlowOptions(size="native")
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    return load_bundle(bundles.write_bundle(tmp_path / "bundle", bundles.identity(), default_steps=1))
+
+
+def film(bundle, source, target, **options):
+    report = translate(bundle, [source], target, flow=NATIVE, film=FilmOptions(**options))
+    assert not report.failed, report.failed
+    return report.done[0].message
+
+
+def packets(path):
+    """(kind, bytes, pts in ms) of every packet in the file, by its stream."""
+    with av.open(str(path)) as container:
+        found = [(p.stream.index, bytes(p), round(float(p.pts * p.time_base), 3)) for p in container.demux() if p.size]
+    return sorted(found, key=lambda p: p[0])
+
+
+def rich_mkv(path):
+    """Two sound tracks, SubRip, two chapters, metadata, a font, a cover."""
+    plain = write_video(path.with_suffix(".mp4"), frames=50, audio="aac")
+    cover = BytesIO()
+    Image.fromarray(scene(0)).save(cover, "JPEG")
+    with av.open(str(plain)) as source, av.open(str(path), "w") as out:
+        video, sound = source.streams.video[0], source.streams.audio[0]
+        carried = {0: [out.add_stream_from_template(video, opaque=True)]}
+        carried[1] = [out.add_stream_from_template(sound), out.add_stream_from_template(sound)]
+        for stream, language in zip(carried[1], ("eng", "deu"), strict=True):
+            stream.metadata["language"] = language
+        words = out.add_stream("srt")
+        words.time_base = Fraction(1, 1000)
+        words.metadata["language"] = "fra"
+        out.add_attachment("a.ttf", "application/x-truetype-font", b"font" * 50)
+        out.add_attachment("cover.jpg", "image/jpeg", cover.getvalue())
+        out.metadata["title"] = "A film"
+        out.set_chapters(
+            [
+                {
+                    "id": i,
+                    "start": i * 1000,
+                    "end": i * 1000 + 1000,
+                    "time_base": Fraction(1, 1000),
+                    "metadata": {"title": t},
+                }
+                for i, t in enumerate(("one", "two"))
+            ]
+        )
+        for start, text in ((200, b"Bonjour"), (1200, b"Au revoir")):
+            packet = av.Packet(text)
+            packet.pts = packet.dts = start
+            packet.duration, packet.time_base, packet.stream = 500, Fraction(1, 1000), words
+            out.mux(packet)
+        for packet in source.demux():
+            for stream in carried[packet.stream.index] if packet.size else ():
+                copy = av.Packet(bytes(packet))
+                copy.pts, copy.dts, copy.time_base, copy.duration = (
+                    packet.pts,
+                    packet.dts,
+                    packet.time_base,
+                    packet.duration,
+                )
+                copy.is_keyframe, copy.stream = packet.is_keyframe, stream
+                out.mux(copy)
+    return path
+
+
+def test_every_stream_that_the_container_takes_is_carried_over(bundle, tmp_path):
+    source = rich_mkv(tmp_path / "a.mkv")
+    assert film(bundle, source, tmp_path / "b.mkv") == ""
+    with av.open(str(source)) as a, av.open(str(tmp_path / "b.mkv")) as b:
+        kinds = ["video", "audio", "audio", "subtitle", "attachment", "video"]
+        assert sorted(s.type for s in b.streams) == sorted(s.type for s in a.streams) == sorted(kinds)
+        assert [s.metadata.get("language") for s in b.streams.audio] == ["eng", "deu"]
+        assert b.streams.subtitles[0].metadata["language"] == "fra" and b.metadata["title"] == "A film"
+        assert [c["metadata"]["title"] for c in b.chapters()] == ["one", "two"]
+        assert b.streams.attachments[0].data == a.streams.attachments[0].data
+        sound = [[bytes(p) for p in c.demux(c.streams.audio[1]) if p.size] for c in (a, b)]
+        assert sound[0] == sound[1] and len(sound[0]) > 80
+    texts = [
+        [(p[1], p[2]) for p in packets(path) if p[1] in (b"Bonjour", b"Au revoir")]
+        for path in (source, tmp_path / "b.mkv")
+    ]
+    assert len(texts[0]) == 2 and [t for t, _ in texts[0]] == [t for t, _ in texts[1]]
+    assert np.abs(np.subtract([t for _, t in texts[0]], [t for _, t in texts[1]])).max() <= 0.025
+
+
+def test_mp4_gets_subtitles_in_its_own_form_and_the_cover(bundle, tmp_path):
+    message = film(bundle, rich_mkv(tmp_path / "a.mkv"), tmp_path / "b.mp4")
+    assert "attachment left out" in message
+    with av.open(str(tmp_path / "b.mp4")) as b:
+        assert len(b.streams.audio) == 2 and b.streams.subtitles[0].codec_context.name == "mov_text"
+        assert len(b.streams.video) == 2 and len(b.chapters()) == 2 and b.metadata["title"] == "A film"
+        texts = [bytes(p)[2:] for p in b.demux(b.streams.subtitles[0]) if p.size > 2]
+    assert texts == [b"Bonjour", b"Au revoir"]
+
+
+def test_webm_gets_opus_and_webvtt(bundle, tmp_path):
+    message = film(bundle, rich_mkv(tmp_path / "a.mkv"), tmp_path / "b.webm")
+    assert "does not take aac" in message
+    with av.open(str(tmp_path / "b.webm")) as b:
+        assert [s.codec_context.name for s in b.streams.audio] == ["opus", "opus"]
+        assert b.streams.subtitles[0].codec_context.name == "webvtt"
+        sound = np.concatenate([f.to_ndarray() for f in b.decode(audio=0)], axis=1)
+    assert 1.9 < sound.shape[1] / 48000 < 2.1 and 0.05 < sound.std() < 0.2
+
+
+def test_start_and_end_keep_picture_and_sound_together(bundle, tmp_path):
+    source = write_video(tmp_path / "a.mp4", frames=100, audio="aac")
+    film(bundle, source, tmp_path / "b.mp4", start=1.0, end=3.0)
+    times, frames, sound = watch(tmp_path / "b.mp4")
+    assert np.allclose(times, np.arange(50) / 25, atol=0.001)
+    for i in (0, 49):
+        assert np.abs(frames[i].astype(int) - scene(25 + i)).mean() < 4
+    whole = {data: t for data, t in watch(source)[2]}
+    assert len(sound) > 80 and all(abs(whole[data] - 1 - t) < 0.002 for data, t in sound)
+
+
+@pytest.mark.parametrize("how", ["side", "wipe"])
+def test_compare_shows_source_and_translation(tmp_path, how):
+    bundle = load_bundle(bundles.write_bundle(tmp_path / "bundle", bundles.towards(0.0), default_steps=1))
+    source = write_video(tmp_path / "a.mp4", frames=80)
+    film(bundle, source, tmp_path / "b.mp4", compare=how)
+    frame = watch(tmp_path / "b.mp4")[1][75].astype(int)  # 3 s: the line of the wipe is at the right end
+    before = watch(source)[1][75]
+    assert np.abs(frame[:, :60] - before[:, :60]).mean() < 4
+    if how == "side":
+        assert frame.shape[1] == 128 and np.abs(frame[:, 64:] - 128).mean() < 4  # one step towards 0 is there: grey
+    else:
+        first = watch(tmp_path / "b.mp4")[1][0].astype(int)
+        assert np.abs(first[:, 8:] - 128).mean() < 4
+
+
+@pytest.mark.parametrize(
+    ("codec", "suffix", "pix_fmt", "found"),
+    [
+        ("h264", ".mp4", "yuv444p", "h264"),
+        ("hevc", ".mp4", "yuv420p10le", "hevc"),
+        ("av1", ".webm", None, "av1"),
+        ("vp9", ".mkv", None, "vp9"),
+        ("prores", ".mov", None, "prores"),
+        ("ffv1", ".mkv", None, "ffv1"),
+    ],
+)
+def test_codecs_and_pixel_formats(bundle, tmp_path, codec, suffix, pix_fmt, found):
+    source = write_video(tmp_path / "a.mp4", frames=12, size=(96, 64))
+    film(bundle, source, tmp_path / f"b{suffix}", codec=codec, pix_fmt=pix_fmt)
+    with av.open(str(tmp_path / f"b{suffix}")) as b:
+        context = b.streams.video[0].codec_context
+        assert found in (context.name, context.codec.canonical_name)
+        assert pix_fmt is None or context.pix_fmt == pix_fmt
+    times, frames, _ = watch(tmp_path / f"b{suffix}")
+    assert np.allclose(times, np.arange(12) / 25, atol=0.002)
+    for i, frame in enumerate(frames):
+        assert np.abs(frame.astype(int) - scene(i, (96, 64))).mean() < 6
+
+
+def test_crf_trades_size_for_quality(bundle, tmp_path):
+    source = write_video(tmp_path / "a.mp4")
+    for crf in (10, 40):
+        film(bundle, source, tmp_path / f"{crf}.mp4", crf=crf)
+    assert (tmp_path / "40.mp4").stat().st_size < 0.7 * (tmp_path / "10.mp4").stat().st_size
+
+
+def test_what_cannot_be_is_said_before_anything_is_written(bundle, tmp_path):
+    source = write_video(tmp_path / "a.mp4", frames=2)
+    for options, message in [
+        ({"codec": "h265"}, "not known"),
+        ({"codec": "h264_nvenc"}, "could not start here|not in this FFmpeg"),
+        ({"codec": "prores"}, "does not take prores"),
+        ({"crf": 99}, "0 to 51"),
+        ({"pix_fmt": "rgb24"}, "wanted yuv420p"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            translate(bundle, [source], tmp_path / "b.mp4", flow=NATIVE, film=FilmOptions(**options))
+    with pytest.raises(UsageError, match="an end after the start"):
+        FilmOptions(start=3, end=2)
+    assert not (tmp_path / "b.mp4").exists()
+
+
+CHILD = """
+import os, sys
+from rfp.runtime import FilmOptions, FlowOptions, load_bundle, segments, translate
+segments.SEGMENT = 20
+from rfp.runtime import video
+video.SEGMENT = 20
+def tell(event):
+    if event.kind == "frames" and event.count == int(sys.argv[4]):
+        os.kill(os.getpid(), 9)
+translate(sys.argv[1], [sys.argv[2]], sys.argv[3], flow=FlowOptions(size="native"), steady=0.8, on_event=tell)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("vary", [False, True])
+def test_a_film_killed_at_any_frame_ends_up_packet_for_packet_as_if_it_had_not_been(tmp_path, vary):
+    folder = bundles.write_bundle(tmp_path / "bundle", bundles.towards(0.25), default_steps=2)
+    rng = np.random.default_rng(0)
+    times = [int(t) for t in np.cumsum(rng.choice([5, 33, 200], 90))] if vary else None
+    source = write_video(tmp_path / "a.mp4", frames=90, times=times, audio="aac")
+    for name, stops in (("whole", [0]), ("broken", [13, 33, 47, 89, 0])):
+        for stop in stops:
+            command = [sys.executable, "-c", CHILD, folder, source, tmp_path / f"{name}.mp4", str(stop)]
+            ended = subprocess.run(command, capture_output=True, text=True)
+            assert ended.returncode == (-signal.SIGKILL if stop else 0), ended.stderr
+            if stop == 47:
+                kept = sorted(p.name for p in (tmp_path / ".broken.mp4.segments").iterdir())
+                assert kept[:2] == ["000000.nut", "000001.nut"] and not (tmp_path / "broken.mp4").exists()
+    assert packets(tmp_path / "whole.mp4") == packets(tmp_path / "broken.mp4")
+    assert np.allclose(watch(tmp_path / "whole.mp4")[0], watch(source)[0], atol=0.001)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mp4", "broken.mp4", "bundle", "whole.mp4"]
+
+
+def test_segments_of_other_settings_are_not_taken(tmp_path):
+    key = {"steps": 1}
+    with segments.work_on(tmp_path / "a.mp4", key) as work:
+        work.next_file().write_bytes(b"x")
+        work.add(segments.Segment(1, 0, 0))
+    with segments.work_on(tmp_path / "a.mp4", key) as work:
+        assert work.frames == 1
+    with segments.work_on(tmp_path / "a.mp4", {"steps": 2}) as work:
+        assert work.frames == 0
+    assert not list(tmp_path.iterdir())
