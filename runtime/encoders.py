@@ -19,8 +19,8 @@ _PIX_FMT = re.compile(r"yuv4(20|22|44)p(10le|12le)?|nv12|p010le")
 _TAKES = {
     ".mp4": ("h264", "hevc", "av1", "vp9"),
     ".m4v": ("h264", "hevc"),
-    ".mov": ("h264", "hevc", "prores"),
-    ".mkv": ("h264", "hevc", "av1", "vp9", "prores", "ffv1"),
+    ".mov": ("h264", "hevc"),
+    ".mkv": ("h264", "hevc", "av1", "vp9", "ffv1"),
     ".webm": ("vp9", "av1"),
 }
 
@@ -49,7 +49,6 @@ _SOFTWARE = {
     "hevc": _Software("libx265", 18, 51, "yuv420p", {"preset": "medium", "x265-params": "log-level=none"}),
     "av1": _Software("libsvtav1", 24, 63, "yuv420p", {"preset": "8"}),
     "vp9": _Software("libvpx-vp9", 20, 63, "yuv420p", {"b": "0", "cpu-used": "4", "row-mt": "1"}),
-    "prores": _Software("prores_ks", None, 0, "yuv422p10le", {"profile": "3"}),
     "ffv1": _Software("ffv1", None, 0, "yuv444p", {"level": "3", "g": "1"}),
 }
 _HARDWARE = ("nvenc", "videotoolbox", "qsv", "amf")

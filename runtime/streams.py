@@ -178,6 +178,8 @@ def _encoding(output: Any, source: Any, suffix: str, cut: Cut) -> Handler:
 
 def _texts(output: Any, source: Any, suffix: str, cut: Cut) -> Handler:
     stream = output.add_stream(_TEXT[suffix])
+    if not source.codec_context.is_open:
+        source.codec_context.open(strict=False)  # which makes the header that an encoder asks for
     stream.codec_context.subtitle_header = source.codec_context.subtitle_header
     stream.time_base = Fraction(1, 1000)
     label(stream, source)

@@ -29,7 +29,11 @@ def film(bundle, source, target, **options):
 def packets(path):
     """(kind, bytes, pts in ms) of every packet in the file, by its stream."""
     with av.open(str(path)) as container:
-        found = [(p.stream.index, bytes(p), round(float(p.pts * p.time_base), 3)) for p in container.demux() if p.size]
+        found = [
+            (p.stream.index, bytes(p), round(float(p.pts * p.time_base), 3))
+            for p in container.demux()
+            if p.size and p.pts is not None
+        ]
     return sorted(found, key=lambda p: p[0])
 
 
@@ -44,7 +48,7 @@ def rich_mkv(path):
         carried[1] = [out.add_stream_from_template(sound), out.add_stream_from_template(sound)]
         for stream, language in zip(carried[1], ("eng", "deu"), strict=True):
             stream.metadata["language"] = language
-        words = out.add_stream("srt")
+        words = out.add_mux_stream("subrip")
         words.time_base = Fraction(1, 1000)
         words.metadata["language"] = "fra"
         out.add_attachment("a.ttf", "application/x-truetype-font", b"font" * 50)
@@ -128,7 +132,7 @@ def test_start_and_end_keep_picture_and_sound_together(bundle, tmp_path):
     assert np.allclose(times, np.arange(50) / 25, atol=0.001)
     for i in (0, 49):
         assert np.abs(frames[i].astype(int) - scene(25 + i)).mean() < 4
-    whole = {data: t for data, t in watch(source)[2]}
+    whole = dict(watch(source)[2])
     assert len(sound) > 80 and all(abs(whole[data] - 1 - t) < 0.002 for data, t in sound)
 
 
@@ -154,7 +158,6 @@ def test_compare_shows_source_and_translation(tmp_path, how):
         ("hevc", ".mp4", "yuv420p10le", "hevc"),
         ("av1", ".webm", None, "av1"),
         ("vp9", ".mkv", None, "vp9"),
-        ("prores", ".mov", None, "prores"),
         ("ffv1", ".mkv", None, "ffv1"),
     ],
 )
@@ -183,7 +186,7 @@ def test_what_cannot_be_is_said_before_anything_is_written(bundle, tmp_path):
     for options, message in [
         ({"codec": "h265"}, "not known"),
         ({"codec": "h264_nvenc"}, "could not start here|not in this FFmpeg"),
-        ({"codec": "prores"}, "does not take prores"),
+        ({"codec": "ffv1"}, "does not take ffv1"),
         ({"crf": 99}, "0 to 51"),
         ({"pix_fmt": "rgb24"}, "wanted yuv420p"),
     ]:
