@@ -305,4 +305,4 @@ def _others(source: Any, handlers: dict[int, Any], notes: list[str]) -> Iterator
 
 def _when(packet: Any) -> Fraction:
     time = packet.dts if packet.dts is not None else packet.pts or 0
-    return Fraction(time) * packet.time_base
+    return Fraction(time) * Fraction(packet.time_base)
