@@ -20,13 +20,14 @@ class Velocity:
         self._path = bundle.path
         takes, gives = {"x": 4, "t": 1}, {"velocity": 4}
         self._net: Network | Package
+        self._on: Device | None = None
         if "velocity" in bundle.packages:
             self._net = Package(bundle.packages["velocity"], takes, "velocity")
             self.device, self.cores, self.batch = "coreml", 1, self._net.batch
+            self.said = "coreml, by Core ML"
             return
         self._net = Network(bundle.model, bundle.path, device, takes, gives, "velocity", bundle.data, threads)
         self.device, self.cores = self._net.device, self._net.cores
-        self._on: Device | None = None
         if self.device == "cuda":
             step = open_session(STEP_GRAPH, STEP_NAME, provider=DEVICES["cuda"])
             self._on = Device(self._net.session, step, "cuda")

@@ -3,10 +3,12 @@
 import shutil
 import sys
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from rfp.cli.main import app
 from rfp.export import coreml, mlpackage
 from rfp.export.bundle import export_bundle
@@ -15,14 +17,16 @@ from rfp.export.mil import MODEL_FILE, WEIGHTS_FOLDER, Program
 from rfp.export.proof import make_cases, prove
 from rfp.export.sizes import Sizes
 from rfp.export.source import open_source
-from rfp.runtime import BundleError, ExportError, UsageError, load_bundle
+from rfp.runtime import BundleError, ExportError, UsageError, load_bundle, translate
 from rfp.runtime.bundle import digest
+from rfp.runtime.coreml import by_batch
 from rfp.runtime.manifest import Manifest
+from rfp.runtime.options import FlowOptions
 from rfp.runtime.velocity import Velocity
 from rfp.train import checkpoint as ckpt
 from rfp.train.codec import VAE, normalize
 from test_mil import DYNAMIC
-from trainings import TINY, VAE_TINY, write_run
+from trainings import TINY, VAE_TINY, noisy, write_run
 from typer.testing import CliRunner
 
 Model_pb2 = pytest.importorskip("coremltools.proto.Model_pb2", reason="pip install 'rfp[coreml]'")
@@ -247,25 +251,32 @@ def test_a_missing_coremltools_is_named_with_its_pip_line(run, tmp_path, monkeyp
     assert result.exit_code == 2 and "pip install 'rfp[coreml]'" in result.stderr
 
 
+class InPlaceOfCoreML:
+    """What rfp.runtime.coreml.Package is, with answers that come from the evaluator."""
+
+    asked: ClassVar[list[tuple[int, ...]]] = []
+    batch = 1
+
+    def __init__(self, path, takes, gives, *, image=False):
+        self.program, self.takes, self.gives = Program(path), takes, gives
+
+    def __call__(self, x, *shared):
+        self.asked.append(x.shape)
+
+        def run(x):
+            given = dict(zip(self.takes, map(torch.from_numpy, (x, *shared)), strict=True))
+            return self.program(**given)[self.gives].numpy()
+
+        return by_batch(run, x, 1)
+
+
 @pytest.mark.extra
 def test_on_a_mac_core_ml_itself_is_asked(run, tmp_path, monkeypatch):
     """Everything but Core ML: in the place of its package, one whose answers come from the evaluator."""
-    asked = []
-
-    class Package:
-        def __init__(self, path, takes, gives, *, image=False):
-            self.program, self.takes, self.gives = Program(path), takes, gives
-
-        def __call__(self, x, *shared):
-            asked.append(x.shape)
-            given = dict(zip(self.takes, map(torch.from_numpy, (x, *shared)), strict=True))
-            parts = [self.program(**given | {"x": given["x"][i : i + 1]})[self.gives] for i in range(len(x))]
-            return torch.cat(parts).numpy()
-
     monkeypatch.setattr(coreml, "on_a_mac", lambda: True)
-    monkeypatch.setattr(coreml, "Package", Package)
+    monkeypatch.setattr(coreml, "Package", InPlaceOfCoreML)
     (outcome,) = export_bundle(run, tmp_path / "b", formats=["coreml"])
-    assert outcome.graphs[0].about["predicted"] is True and asked
+    assert outcome.graphs[0].about["predicted"] is True and InPlaceOfCoreML.asked
 
 
 def test_a_bundle_without_onnx_says_what_runs_it(bundle):
@@ -286,3 +297,14 @@ def test_a_package_that_was_changed_is_refused(bundle, tmp_path):
     shutil.rmtree(tmp_path / "b" / "velocity.mlpackage")
     with pytest.raises(BundleError, match=r"velocity.mlpackage: cannot be read"):
         load_bundle(tmp_path / "b", device="coreml")
+
+
+def test_pictures_are_translated_by_the_packages_of_a_bundle(bundle, tmp_path, monkeypatch):
+    """All of `--device coreml` but Core ML."""
+    monkeypatch.setattr("rfp.runtime.velocity.Package", InPlaceOfCoreML)
+    Image.fromarray(noisy(90, 3, (16, 16))).save(tmp_path / "a.png")
+    report = translate(bundle, [tmp_path / "a.png"], tmp_path / "out", flow=FlowOptions(device="coreml"))
+    assert len(report.done) == 1 and not report.failed
+    picture = np.asarray(Image.open(tmp_path / "a.png"), np.float32).transpose(2, 0, 1)[None]
+    want = Program(bundle / "translate.mlpackage")(image=torch.from_numpy(picture))["translation"][0].permute(1, 2, 0)
+    assert np.abs(np.asarray(Image.open(tmp_path / "out" / "a.png")) - want.numpy()).max() <= 2
