@@ -91,6 +91,14 @@ class RFPix2pixModel(Strict):
         None,
         description="`true` is the same as `coupling` `structure`; `false` as `random`, unless `coupling` says more.",
     )
+    self_pairing: Fraction = Field(
+        0.0,
+        description="Share of each batch whose pictures are paired with what the averaged net itself makes of them, "
+        "in both directions, in place of another real picture.",
+    )
+    self_pairing_start: Fraction = Field(
+        0.2, description="Share of the training after which `self_pairing` begins: by then the net makes something."
+    )
     structure_candidates: Positive = Field(8, description="Nearest neighbours that a picture is paired with.")
     structure_embedder: Literal[
         "hog", "foreground", "thumbnail", "pixels", "backbone", "dinov2_vits14", "dinov2_vitb14", "dinov2_vitl14"

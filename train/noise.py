@@ -44,6 +44,11 @@ def noise_domain(config: RFPix2pixModel, seed: int) -> Noise:
         problems.append(
             "coupling minibatch_ot: it compares noise of the codec's latents with pixels; take coupling random"
         )
+    if config.self_pairing:
+        problems.append(
+            f"self_pairing {config.self_pairing:g}: the way back from a picture would have to be a noise, which no "
+            "loss makes it; set it to 0, and straighten the flow with rfp reflow"
+        )
     if config.saliency_loss_weight:
         problems.append(
             f"saliency_loss_weight {config.saliency_loss_weight:g}: any few pixels tell noise from a picture, so a "

@@ -22,6 +22,7 @@ from .noise import Noise
 from .pairing import couple
 from .run import Interrupted, Run
 from .saliency import SaliencyNet
+from .self_pairing import self_paired
 from .velocity_net import VelocityNet, build_velocity_net, integrate_net
 
 
@@ -61,6 +62,7 @@ def train_velocity(run: Run, codec: Codec, saliency: SaliencyNet | None) -> None
         x0, x1 = (x.to(run.device) for x in (x0, x1))
         z0 = x0 if isinstance(run.domain0, Noise) else encode(codec, x0, config.train_minibatch_size)
         z1 = encode(codec, x1, config.train_minibatch_size)
+        z0, z1 = self_paired(config, ema, z0, z1, step)
         ends = Ends(goes_forward(run, pairs, step), looks) if config.distill_steps else None
         figures = velocity_step(run, v, h, optimizer, z0, z1, step, ends)
         average(ema, v, config.ema_decay, step)

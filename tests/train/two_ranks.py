@@ -16,7 +16,7 @@ from rfp.train.saliency import SaliencyNet
 from torch import nn
 from trainings import VAE_TINY, Listener, finish, job
 
-UNEVEN = {"train_batch_size": 5, "structure_pairing": True}
+UNEVEN = {"train_batch_size": 5, "structure_pairing": True, "self_pairing": 0.6}
 LATENT = {"train_batch_size": 6, "codec": VAE_TINY | {"augmentations": ["color_jitter", "hflip"]}}
 BATCH_NORM = {
     "saliency_max_steps": 2,
