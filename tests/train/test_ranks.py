@@ -87,7 +87,7 @@ def close(one, other, tolerance):
 def test_two_ranks_with_b_pairs_each_are_one_rank_with_2b(work, two, name, changes):
     """All of it: every phase's weights, averages, moments, losses and gradient norms; shares of 3 + 3 and of 2 + 3."""
     finish(job(work, name, **changes))
-    close(work / name, work / "two" / name, 1e-3 if name == "latent" else 1e-4)  # three phases of Adam, not two
+    close(work / name, work / "two" / name, 3e-3 if name == "latent" else 1e-4)  # three phases of Adam, not two
 
 
 @pytest.mark.slow
