@@ -55,17 +55,16 @@ def summary(report: "Report", output: Path, verb: str) -> str:
 
 
 def as_json(report: "Report") -> dict[str, Any]:
-    """The whole report as JSON values."""
+    """The report as JSON values: how many inputs ended in which way, and the messages of the first thousand."""
 
-    def entries(events: list["Event"]) -> list[dict[str, str | None]]:
-        return [
-            {"source": e.source, "target": str(e.target) if e.target else None, "message": e.message} for e in events
-        ]
-
+    notes = [{"source": e.source, "message": e.message} for e in (*report.skipped, *report.done) if e.message]
     return {
-        "done": entries(report.done),
-        "skipped": entries(report.skipped),
-        "failed": entries(report.failed),
-        "seconds": round(report.seconds, 3),
+        "done": len(report.done),
+        "skipped": len(report.skipped),
+        "failed": len(report.failed),
+        "failures": [{"source": e.source, "message": e.message} for e in report.failed],
+        "notes": notes,
+        "images_per_second": round(report.images_per_second, 2),
         "device": report.device,
+        "seconds": {"total": round(report.seconds, 3)} | {k: round(v, 3) for k, v in report.stages.items()},
     }

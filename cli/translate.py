@@ -1,13 +1,15 @@
 """`rfp translate`: folders, pictures, videos and zips through an exported bundle."""
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, cast
 
 import typer
 
+from ..runtime.errors import UsageError
 from ..runtime.euler import Solver
-from ..runtime.options import FilmOptions, FlowOptions
+from ..runtime.options import FilmOptions, FlowOptions, FolderOptions, PictureOptions
 from .number import number_or
 from .report import as_json as values
 from .report import progress, summary
@@ -55,13 +57,29 @@ def translate(
     ] = None,
     threads: Annotated[str, typer.Option(metavar="N|auto", help="Threads of the net on the CPU.")] = "auto",
     batch: Annotated[str, typer.Option(metavar="N|auto", help="Pictures at once; auto fits the machine.")] = "auto",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Do again what is there already.")] = False,
+    format_: Annotated[
+        str | None,
+        typer.Option(
+            "--format", help="Of the pictures: png, jpg, webp, gif, bmp or tiff; each keeps its own if not given."
+        ),
+    ] = None,
+    quality: Annotated[int, typer.Option(help="Of JPEG and WebP, 1 to 100.")] = 95,
+    limit: Annotated[int | None, typer.Option(metavar="N", help="Only the first N inputs.")] = None,
+    shuffle: Annotated[
+        bool, typer.Option("--shuffle", help="Inputs in an order that looks random, the same each time.")
+    ] = False,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Only the I-th of N parts (from 1), split by name.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Do again what is there, whoever made it.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
 ) -> None:
     """Translate images and videos with an exported bundle.
 
-    The output mirrors the input's folders, and each file keeps its format (.avi and .mpg become .mp4). What is there
-    already is skipped, so after an interruption the same command goes on. Exits with 1 if an input failed.
+    The output mirrors the input's folders, and each file keeps its format (.avi and .mpg become .mp4). What was
+    done is skipped, so after an interruption the same command goes on; what this command wrote is done again when the
+    input, the model or the options changed (translate.jsonl in OUTPUT keeps account); other files are left alone.
+    Exits with 1 if an input failed.
     """
     from ..runtime import translate as run  # numpy, PyAV and Pillow: not for `rfp --help`
 
@@ -86,6 +104,8 @@ def translate(
                 inputs,
                 output,
                 flow=flow,
+                pictures=PictureOptions(format_, quality),
+                folder=FolderOptions(shard=_shard(shard), shuffle=shuffle, limit=limit),
                 overwrite=overwrite,
                 steady=steady,
                 film=film,
@@ -97,3 +117,11 @@ def translate(
     typer.echo(json.dumps(values(report), ensure_ascii=False) if as_json else summary(report, output, "translated"))
     if report.failed:
         raise typer.Exit(1)
+
+
+def _shard(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    if found := re.fullmatch(r"\s*(\d{1,9})\s*/\s*(\d{1,9})\s*", text):
+        return int(found[1]), int(found[2])
+    raise UsageError(f"--shard is {text!r}; wanted I/N, such as 1/8")

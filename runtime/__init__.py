@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .euler import integrate
     from .generation import generate
     from .manifest import Graph, Manifest
-    from .options import FilmOptions, FlowOptions
+    from .options import FilmOptions, FlowOptions, FolderOptions, PictureOptions
     from .report import Event, Report
     from .translation import translate
 
@@ -34,7 +34,7 @@ _LATER = {
     "euler": ("integrate",),
     "generation": ("generate",),
     "manifest": ("Graph", "Manifest"),
-    "options": ("FilmOptions", "FlowOptions"),
+    "options": ("FilmOptions", "FlowOptions", "FolderOptions", "PictureOptions"),
     "report": ("Event", "Report"),
     "translation": ("translate",),
 }
@@ -48,10 +48,12 @@ __all__ = [
     "ExportError",
     "FilmOptions",
     "FlowOptions",
+    "FolderOptions",
     "Graph",
     "Manifest",
     "MediaError",
     "MissingExtraError",
+    "PictureOptions",
     "Report",
     "RfpError",
     "TrainingError",

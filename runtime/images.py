@@ -1,12 +1,15 @@
 """Many images through a flow: decoding and encoding in a pool of threads beside it, memory flat in their number."""
 
 import os
+import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import closing
-from io import BytesIO
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -14,7 +17,23 @@ from PIL import Image
 from .errors import MediaError
 from .files import write_aside
 from .flow import Flow
-from .media import read_image
+from .ledger import Ledger, Stat, identify
+from .media import open_image, upright_rgb
+from .options import PictureOptions
+from .pictures import (
+    NOTHING,
+    Frames,
+    Metadata,
+    check_room,
+    frames,
+    has_frames,
+    holds,
+    metadata,
+    plays,
+    save_frames,
+    save_picture,
+    small,
+)
 from .pipeline import ahead, parallel
 from .pixels import Uint8
 from .plan import Job
@@ -29,103 +48,127 @@ class HasTarget(Protocol):
 
 
 Wanted = TypeVar("Wanted", bound=HasTarget)
+Tag = TypeVar("Tag")
 Work = tuple[Wanted, Uint8 | MediaError]
-"""A job with its pixels [H, W, 3] on the way, or with what went wrong."""
-
-
-class Prepared(NamedTuple):
-    """A picture at its own size and at the flow's, uint8 [H, W, 3] both."""
-
-    original: Uint8
-    small: Uint8
-
-
-NOTHING = Prepared(np.empty((0, 0, 3), np.uint8), np.empty((0, 0, 3), np.uint8))
+"""Something wanted with its pixels [H, W, 3] on the way, or with what went wrong."""
 
 THREADS = min(8, os.cpu_count() or 1)
 """That decode and encode."""
 _WAITING = 16
 """Pictures that wait, at most, for others of their size."""
 
-_SAVE: dict[str, tuple[str, dict[str, Any]]] = {
-    ".png": ("PNG", {}),
-    ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
-    ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
-    ".webp": ("WEBP", {"quality": 95}),
-    ".bmp": ("BMP", {}),
-    ".tif": ("TIFF", {"compression": "tiff_adobe_deflate"}),
-    ".tiff": ("TIFF", {"compression": "tiff_adobe_deflate"}),
-}
+
+@dataclass
+class Task:
+    """A job on its way through the stages, and in the end what became of it.
+
+    Exactly one of these holds: `skipped` says why nothing is to be done, `error` what went wrong, `shown` has the
+    frames of an animation, or else `pixels` are uint8 [H, W, 3].
+    """
+
+    job: Job
+    original: Uint8 | None = None
+    """The picture at its own size, beside `small` at the flow's; both are kept until `pixels` are given back."""
+    small: Uint8 | None = None
+    pixels: Uint8 | None = None
+    shown: Frames | None = None
+    skipped: str | None = None
+    error: MediaError | None = None
+    note: str = ""
+    source: tuple[str, Stat] | None = None
+    known: Metadata = NOTHING
+    animated: bool = False
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
-def translate_images(jobs: Sequence[Job], flow: Flow, on_end: Callable[[Job, MediaError | None], None]) -> None:
-    """Translate every job's image and call `on_end` with it, from this thread, when it is written or has failed.
+def translate_images(
+    jobs: Iterable[Job], flow: Flow, ledger: Ledger, options: PictureOptions, overwrite: bool
+) -> Generator[Task, None, None]:
+    """Translate every job's image and yield its task when it is written, skipped or has failed.
 
     Pictures of one size share a batch, so the order of ending is not that of `jobs`.
     """
     with ThreadPoolExecutor(THREADS, "images") as pool:
-        decoded = parallel(pool, lambda job: _decode(job, flow), jobs, 2 * THREADS)
-        made = ahead(_through(decoded, flow), _WAITING, flow.stop)
-        with closing(made):
-            save_images(pool, parallel(pool, lambda work: _finished(work, flow.upscale), made, 2 * THREADS), on_end)
+        decoded = parallel(pool, lambda job: _decode(job, flow, ledger, overwrite), jobs, 2 * THREADS)
+        works = ahead(_through(decoded, flow), _WAITING, flow.stop)
+        save = partial(_save, flow=flow, ledger=ledger, options=options)
+        with closing(works), closing(parallel(pool, save, works, 2 * THREADS)) as saved:
+            yield from saved
 
 
 def save_images(
     pool: Executor, works: Generator[Work[Wanted], None, None], on_end: Callable[[Wanted, MediaError | None], None]
 ) -> None:
     """Write every picture as it comes and call `on_end`, from this thread, when it is written or has failed."""
-    with closing(works), closing(parallel(pool, _save, works, 2 * THREADS)) as saved:
+    with closing(works), closing(parallel(pool, _save_plain, works, 2 * THREADS)) as saved:
         for wanted, error in saved:
             on_end(wanted, error)
 
 
 def save_image(pixels: Uint8, target: Path) -> None:
-    """Write uint8 [H, W, 3] in the format of the target's suffix, whole or not at all.
-
-    The colour profile and other metadata of the source are not kept: the pixels are taken for sRGB from here on,
-    and an orientation tag is applied already. Raises MediaError.
-    """
-    format_, options = _SAVE[target.suffix.lower()]
+    """Write uint8 [H, W, 3] in the format of the target's suffix, whole or not at all. Raises MediaError."""
     try:
-        with write_aside(target) as partial:
-            Image.fromarray(pixels).save(partial, format_, **options)
-    except (OSError, ValueError, MemoryError) as e:
+        with write_aside(target) as partial_:
+            save_picture(Image.fromarray(pixels), partial_, target.suffix)
+    except (OSError, ValueError, RuntimeError, MemoryError) as e:
         raise MediaError(f"{target}: cannot be written: {e or type(e).__name__}") from e
 
 
-def encode_image(image: Image.Image, suffix: str) -> bytes:
-    """An RGB picture as a file of the format that its suffix names."""
-    format_, options = _SAVE[suffix.lower()]
-    out = BytesIO()
-    image.save(out, format_, **options)
-    return out.getvalue()
+def in_order(pictures: Iterable[tuple[Uint8, Tag]], flow: Flow) -> Generator[tuple[Uint8, Tag], None, None]:
+    """Translate pictures uint8 [H, W, 3] one after the other; neighbours of one size share a batch."""
+    prepared = ((_fitted(original, flow), original, tag) for original, tag in pictures)
+    for shape, same in groupby(prepared, key=lambda item: item[0].shape):
+        while run := list(islice(same, flow.batch(shape[1], shape[0]))):
+            made = flow(np.stack([fitted for fitted, _, _ in run]))
+            for (fitted, original, tag), pixels in zip(run, made, strict=True):
+                yield given_back(flow.upscale, original, fitted, pixels), tag
 
 
-def _decode(job: Job, flow: Flow) -> tuple[Job, Prepared | MediaError]:
+def _fitted(original: Uint8, flow: Flow) -> Uint8:
+    height, width = original.shape[:2]
+    return resized(original, flow.fit(width, height))
+
+
+def _decode(job: Job, flow: Flow, ledger: Ledger, overwrite: bool) -> Task:
+    task, began = Task(job), time.perf_counter()
     try:
-        image = read_image(job.media)
-        original = np.asarray(image)
-        return job, Prepared(original, resized(original, flow.fit(*image.size)))
+        if not overwrite and (why := ledger.why_not(job)) is not None:
+            task.skipped = why
+            return task
+        stream = job.media.open()
+        task.source = identify(job.media, stream)
+        with open_image(stream, str(job.media)) as image:
+            task.animated, task.known = has_frames(image), metadata(image)
+            if task.animated and not holds(job.target, image.format):
+                task.animated = False
+                what = "page" if image.format == "TIFF" else "frame"
+                task.note = f"only the first {what}: {job.target.suffix} holds one"
+            if not task.animated:
+                image.load()
+                task.original = np.asarray(upright_rgb(image))
+                task.small = _fitted(task.original, flow)
     except MediaError as e:
-        return job, e
+        task.error = e
     except (OSError, MemoryError) as e:
-        return job, MediaError(f"{job.media}: cannot be read: {e or type(e).__name__}")
+        task.error = MediaError(f"{job.media}: cannot be read: {e or type(e).__name__}")
+    task.seconds["decode"] = time.perf_counter() - began
+    return task
 
 
-def _through(
-    decoded: Iterable[tuple[Job, Prepared | MediaError]], flow: Flow
-) -> Generator[tuple[Job, Prepared, Uint8 | MediaError], None, None]:
+def _through(decoded: Iterable[Task], flow: Flow) -> Generator[Task, None, None]:
     """Translate pictures in batches of one size; the group that began first goes when too many wait."""
-    groups: dict[tuple[int, ...], list[tuple[Job, Prepared]]] = {}
-    for job, picture in decoded:
-        if isinstance(picture, MediaError):
-            yield job, NOTHING, picture
+    groups: dict[tuple[int, ...], list[Task]] = {}
+    for task in decoded:
+        if task.animated and task.error is None:
+            yield _animation(task, flow)
             continue
-        shape = picture.small.shape
+        if task.small is None:
+            yield task
+            continue
+        shape = task.small.shape
         group = groups.setdefault(shape, [])
-        group.append((job, picture))
-        height, width = shape[:2]
-        full = flow.batch(width, height)
+        group.append(task)
+        full = flow.batch(shape[1], shape[0])
         if len(group) >= full:
             yield from _translated(groups.pop(shape), flow)
         elif sum(map(len, groups.values())) > max(_WAITING, full):
@@ -134,25 +177,69 @@ def _through(
         yield from _translated(group, flow)
 
 
-def _translated(group: Sequence[tuple[Job, Prepared]], flow: Flow) -> list[tuple[Job, Prepared, Uint8 | MediaError]]:
+def _translated(group: Sequence[Task], flow: Flow) -> Sequence[Task]:
+    began = time.perf_counter()
     try:
-        out = flow(np.stack([picture.small for _, picture in group]))
+        out = flow(np.stack([task.small for task in group if task.small is not None]))
     except MediaError as e:
-        return [(job, picture, e) for job, picture in group]
-    return [(job, picture, made) for (job, picture), made in zip(group, out, strict=True)]
+        for task in group:
+            task.error = e
+    else:
+        for task, pixels in zip(group, out, strict=True):
+            task.pixels = pixels
+    for task in group:
+        task.seconds["integrate"] = (time.perf_counter() - began) / len(group)
+    return group
 
 
-def _finished(work: tuple[Job, Prepared, Uint8 | MediaError], upscale: str) -> Work[Job]:
-    job, picture, made = work
-    if isinstance(made, MediaError):
-        return job, made
+def _animation(task: Task, flow: Flow) -> Task:
+    """Decode and translate an animation here, one at a time, since its frames are held until the end."""
+    began, media, suffix = time.perf_counter(), task.job.media, task.job.target.suffix
+    shown = Frames()
     try:
-        return job, given_back(upscale, picture.original, picture.small, made)
-    except MemoryError:
-        return job, MediaError(f"{job.media}: not enough memory to enlarge its translation; --upscale none needs less")
+        with open_image(media.open(), str(media)) as image:
+            shown.plays, shown.poster = plays(image), bool(image.info.get("default_image"))
+            size = flow.fit(*image.size) if flow.upscale == "none" else image.size
+            check_room(str(media), getattr(image, "n_frames", 1), *size)
+            decoded = ((np.asarray(frame), duration) for frame, duration in frames(image))
+            for pixels, duration in in_order(decoded, flow):
+                shown.pictures.append(small(Image.fromarray(pixels), suffix))
+                shown.durations.append(duration)
+        task.shown = shown
+    except MediaError as e:
+        task.error = e
+    except (OSError, MemoryError) as e:
+        task.error = MediaError(f"{media}: cannot be read: {e or type(e).__name__}")
+    task.seconds["integrate"] = time.perf_counter() - began
+    return task
 
 
-def _save(work: Work[Wanted]) -> tuple[Wanted, MediaError | None]:
+def _save(task: Task, flow: Flow, ledger: Ledger, options: PictureOptions) -> Task:
+    if task.skipped is not None:
+        return task
+    began, target = time.perf_counter(), task.job.target
+    try:
+        if task.error is None:
+            with write_aside(target) as partial_:
+                if task.shown is not None:
+                    save_frames(task.shown, partial_, target.suffix, options.quality, task.known)
+                elif task.pixels is not None and task.small is not None and task.original is not None:
+                    image = Image.fromarray(given_back(flow.upscale, task.original, task.small, task.pixels))
+                    save_picture(image, partial_, target.suffix, options.quality, task.known)
+                task.seconds["encode"] = time.perf_counter() - began
+                ledger.add(task.job, task.source, partial_, sum(task.seconds.values()))
+    except MediaError as e:
+        task.error = e
+    except (OSError, ValueError, RuntimeError, MemoryError) as e:
+        task.error = MediaError(f"{target}: cannot be written: {e or type(e).__name__}")
+    if task.error is not None:
+        with suppress(MediaError):  # the first error is the one to tell
+            ledger.add(task.job, task.source, None, sum(task.seconds.values()), str(task.error))
+    task.original = task.small = task.pixels = task.shown = None
+    return task
+
+
+def _save_plain(work: Work[Wanted]) -> tuple[Wanted, MediaError | None]:
     wanted, pixels = work
     if isinstance(pixels, MediaError):
         return wanted, pixels

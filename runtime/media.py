@@ -5,7 +5,8 @@ import re
 import threading
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -14,12 +15,12 @@ from typing import BinaryIO, Literal
 import numpy as np
 from PIL import Image, ImageOps
 
-from .errors import MediaError, UsageError
+from .errors import MediaError, RfpError, UsageError
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset({".png", ".apng", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg"})
 ARCHIVE_SUFFIXES = frozenset({".zip"})
-IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
 MAX_PIXELS = 200_000_000
 """Pixels of the largest image that is decoded (600 MB as RGB): a few kilobytes can claim any size."""
@@ -125,7 +126,7 @@ def discover(inputs: Iterable[Path], on_bad: Callable[[MediaError], None] | None
                 raise error
             on_bad(error)
         if not items and not bad:
-            wanted = "png, jpg, webp, bmp, tiff; mp4, mov, mkv, webm, avi, …; zip"
+            wanted = "png, jpg, webp, gif, bmp, tiff; mp4, mov, mkv, webm, avi, …; zip"
             what = "holds no" if path.is_dir() or path.suffix.lower() in ARCHIVE_SUFFIXES else "is not an"
             raise UsageError(f"{path}: {what} image, video or zip that rfp knows ({wanted})")
         found += items
@@ -194,19 +195,34 @@ def read_image(source: Media | Path | BinaryIO, name: str | None = None) -> Imag
     if isinstance(source, Path):
         source = Media(source, "image", PurePosixPath(source.name))
     name = name or str(source)
-    stream = source.open() if isinstance(source, Media) else source
+    with open_image(source.open() if isinstance(source, Media) else source, name) as image:
+        image.load()
+        return upright_rgb(image)
+
+
+@contextmanager
+def open_image(stream: BinaryIO, name: str) -> Iterator[Image.Image]:
+    """Yield an image file whose pixels are not decoded yet, and close the stream; `name` is for messages.
+
+    Raises:
+        MediaError: as `read_image`, for whatever goes wrong inside too.
+    """
     try:
         with stream, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the size has its own check here
             image: Image.Image = Image.open(stream, formats=IMAGE_FORMATS)
             if image.width * image.height > MAX_PIXELS:
                 raise MediaError(f"{name}: {image.width}×{image.height} pixels, above the limit of {MAX_PIXELS:,}")
-            image.load()
-            return _over_white(_eight_bits(ImageOps.exif_transpose(image)))
-    except MediaError:
+            yield image
+    except RfpError:
         raise
     except Exception as e:  # Pillow's decoders raise a dozen kinds on damaged files
         raise MediaError(f"{name}: not a readable image: {e or type(e).__name__}") from e
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """A decoded image as RGB: EXIF orientation applied, alpha laid over white, 16 bits scaled to 8."""
+    return _over_white(_eight_bits(ImageOps.exif_transpose(image)))
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

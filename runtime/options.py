@@ -98,3 +98,49 @@ def in_range(name: str, value: object, low: int, high: int, *others: object) -> 
         return
     words = "".join(f", or {other}" for other in others if other is not None)
     raise UsageError(f"{name} is {value}; wanted {low} to {high}{words}")
+
+
+PICTURE_FORMATS = ("png", "jpg", "webp", "gif", "bmp", "tiff")
+
+
+@dataclass(frozen=True)
+class PictureOptions:
+    """How pictures are written; videos are not concerned.
+
+    Args:
+        format: one of PICTURE_FORMATS, for every picture; None keeps each one's own.
+        quality: of JPEG and WebP, 1 to 100.
+    """
+
+    format: str | None = None
+    quality: int = 95
+
+    def __post_init__(self) -> None:
+        in_range("quality", self.quality, 1, 100)
+        if self.format is not None and self.format not in PICTURE_FORMATS:
+            raise UsageError(f"format is {self.format!r}; wanted one of {', '.join(PICTURE_FORMATS)}")
+
+
+@dataclass(frozen=True)
+class FolderOptions:
+    """Which inputs are done.
+
+    Args:
+        shard: (i, n): only the i-th of n parts (from 1), by a hash of each name. Parts may run at once, on
+            machines that share `output` or not.
+        shuffle: in an order that looks random, and is the same each time.
+        limit: only so many inputs, the first of that order.
+        settled: seconds since an input was last written, below which it is left for another time.
+    """
+
+    shard: tuple[int, int] | None = None
+    shuffle: bool = False
+    limit: int | None = None
+    settled: float = 0.0
+
+    def __post_init__(self) -> None:
+        in_range("limit", self.limit, 1, 1 << 62, None)
+        if self.shard is not None:
+            i, n = self.shard
+            in_range("shard's number of parts", n, 1, 1_000_000)
+            in_range("shard", i, 1, n)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 
 from .errors import MediaError, UsageError
@@ -19,14 +20,21 @@ class Job:
     target: Path
 
 
-def plan(inputs: Sequence[Path], output: Path, on_bad: Callable[[MediaError], None] | None = None) -> list[Job]:
+def plan(
+    inputs: Sequence[Path],
+    output: Path,
+    on_bad: Callable[[MediaError], None] | None = None,
+    suffix: str | None = None,
+) -> list[Job]:
     """Pair every input with its target, in the order of discovery.
 
     One input file and an `output` with a known suffix: that file. Otherwise `output` is a folder, below which each
     input's tree is mirrored. What lies in `output` already is no input, so `output` may be inside an input folder.
 
     Args:
-        on_bad: called with each zip that cannot be read; without it the first one is raised.
+        on_bad: called with each zip that cannot be read, and each file of a folder that would become the same output
+            as another (a.png and a.jpg, both as png); without it the first one is raised.
+        suffix: of every picture's output; None keeps each one's own.
 
     Raises:
         UsageError: an input that is not there or holds nothing; an output that is an input, is of the wrong kind,
@@ -46,9 +54,8 @@ def plan(inputs: Sequence[Path], output: Path, on_bad: Callable[[MediaError], No
     else:
         inside = [path for path in inputs if path.is_dir() and here.is_relative_to(path.resolve())]
         found = [m for m in found if not (inside and m.path.resolve().is_relative_to(here))]
-        jobs = [Job(m, output / _writable(m)) for m in found]
-    _check_distinct(jobs)
-    return jobs
+        jobs = [Job(m, output / _writable(m, suffix)) for m in found]
+    return _distinct(jobs, on_bad)
 
 
 def _checked_file(media: Media, output: Path) -> Path:
@@ -59,26 +66,52 @@ def _checked_file(media: Media, output: Path) -> Path:
     return output
 
 
-def _writable(media: Media) -> Path:
+def selected(jobs: list[Job], shard: tuple[int, int] | None, shuffle: bool, limit: int | None) -> list[Job]:
+    """The jobs of one of n parts, in another order, not more than so many.
+
+    Part and place depend on the input's name alone: an input more or less changes nothing for the others.
+    """
+    if shard is not None:
+        i, n = shard
+        jobs = [job for job in jobs if _name_hash(job, b"shard") % n == i - 1]
+    if shuffle:
+        jobs = sorted(jobs, key=lambda job: _name_hash(job, b"order"))
+    return jobs[:limit]
+
+
+def _name_hash(job: Job, purpose: bytes) -> int:
+    name = job.media.relative.as_posix().encode("utf-8", "surrogatepass")
+    return int.from_bytes(blake2b(name, digest_size=8, person=purpose).digest(), "big")
+
+
+def _writable(media: Media, suffix: str | None) -> Path:
     relative = Path(*media.relative.parts)
+    if media.kind == "image" and suffix is not None:
+        return relative.with_suffix(suffix)
     if media.kind == "video" and relative.suffix.lower() not in WRITABLE_VIDEOS:
         return relative.with_suffix(".mp4")
     return relative
 
 
-def _check_distinct(jobs: Sequence[Job]) -> None:
+def _distinct(jobs: Sequence[Job], on_bad: Callable[[MediaError], None] | None) -> list[Job]:
     sources = {job.media.path.resolve() for job in jobs}
     taken: dict[Path, Media] = {}
+    distinct: list[Job] = []
     for job in jobs:
         if job.target.resolve() in sources:
             raise UsageError(
                 f"{job.target}: is an input too, and inputs are never overwritten; choose another --output"
             )
-        if (other := taken.setdefault(job.target, job.media)) is not job.media:
+        if (other := taken.setdefault(job.target, job.media)) is job.media:
+            distinct.append(job)
+        elif on_bad is None or other.relative == job.media.relative:
             raise UsageError(
                 f"{other} and {job.media} would both become {job.target}; "
                 "rename one, or translate them into different folders"
             )
+        else:
+            on_bad(MediaError(f"{job.media}: would become {job.target}, as {other} does; rename one"))
+    return distinct
 
 
 def _a(kind: str) -> str:

@@ -1,11 +1,14 @@
 """What became of the inputs, or of the pictures that were asked for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from .errors import MediaError
+
+KEPT = 1000
+"""Events of one kind that a report holds: of 100,000 inputs it has the number, and not each one's name."""
 
 
 @dataclass(frozen=True)
@@ -14,7 +17,7 @@ class Event:
 
     `found` has the number of inputs as `total`; `frames` says that `count` of `total` frames of a video are written
     (None: nobody knows how many there are); `done`, `skipped` and `failed` end an input, `message` saying why it
-    failed, or what of it was left out.
+    was skipped or failed, or what of it was left out.
     """
 
     kind: Literal["found", "frames", "done", "skipped", "failed"]
@@ -25,15 +28,47 @@ class Event:
     total: int | None = None
 
 
+class Ended:
+    """How many inputs ended in one way, as `len`; iterating and indexing give the first KEPT of them."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._first: list[Event] = []
+
+    def append(self, event: Event) -> None:
+        self._count += 1
+        if len(self._first) < KEPT:
+            self._first.append(event)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Event]:
+        return iter(self._first)
+
+    def __getitem__(self, i: int) -> Event:
+        return self._first[i]
+
+    def __repr__(self) -> str:
+        return f"<{self._count}: {self._first[:3]}{' …' if self._count > 3 else ''}>"
+
+
 @dataclass
 class Report:
-    """What became of the inputs, in the order in which they ended, and the wall time in seconds."""
+    """What became of the inputs, in the order in which they ended, and the wall time in seconds.
 
-    done: list[Event] = field(default_factory=list)
-    skipped: list[Event] = field(default_factory=list)
-    failed: list[Event] = field(default_factory=list)
+    `images` counts the pictures that were translated, `stages` has the seconds of work in each stage, summed over the
+    threads, so that together they may exceed the wall time.
+    """
+
+    done: Ended = field(default_factory=Ended)
+    skipped: Ended = field(default_factory=Ended)
+    failed: Ended = field(default_factory=Ended)
     seconds: float = 0.0
     device: str = ""
+    images: int = 0
+    images_per_second: float = 0.0
+    stages: dict[str, float] = field(default_factory=dict)
 
     def teller(self, on_event: Callable[[Event], None]) -> Callable[[Event], None]:
         """Take down what ended, then tell `on_event`."""

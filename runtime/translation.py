@@ -1,25 +1,27 @@
 """Translate folders, pictures, videos and zips with a bundle."""
 
-import hashlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from contextlib import closing, suppress
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from .bundle import Bundle, opened
 from .codec import open_codec
 from .encoders import choose
 from .errors import MediaError, UsageError
 from .flow import DEFAULTS, Flow
-from .images import translate_images
+from .images import Task, translate_images
+from .ledger import Ledger, identify, model_hash, settings, stat_of
 from .media import paths
-from .options import FilmOptions, FlowOptions
-from .plan import Job, plan
+from .options import FilmOptions, FlowOptions, FolderOptions, PictureOptions
+from .plan import Job, plan, selected
 from .report import Event, Report, ended
 from .velocity import Velocity
 from .video import AS_IT_IS, translate_video
+
+PICTURES, FOLDERS = PictureOptions(), FolderOptions()
 
 
 def translate(
@@ -28,6 +30,8 @@ def translate(
     output: str | Path,
     *,
     flow: FlowOptions = DEFAULTS,
+    pictures: PictureOptions = PICTURES,
+    folder: FolderOptions = FOLDERS,
     overwrite: bool = False,
     steady: float = 0.0,
     film: FilmOptions = AS_IT_IS,
@@ -35,15 +39,18 @@ def translate(
 ) -> Report:
     """Translate pictures and videos from domain 0 to domain 1, or back.
 
-    What is there already is skipped, and nothing stands under its own name before it is whole: after an interruption
-    the same call goes on.
+    Nothing stands under its own name before it is whole, and what was done is skipped: after an interruption the same
+    call goes on. What this function wrote, by the ledger in `output`, and nobody changed since, is done again where the
+    input, the model or the settings are others; every other file that is there stays as it is.
 
     Args:
         bundle: a loaded bundle, or where it is.
         inputs: folders (recursive, mirrored below `output`), images, videos, zips.
         output: a folder; or one file, where there is one input file and this has a known suffix.
         flow: how pictures go through the net.
-        overwrite: do again what is there already.
+        pictures: how pictures are written.
+        folder: which inputs are done.
+        overwrite: do again what is there already, whoever made it.
         steady: in [0, 1): how much of what was added to the last frame is carried on where nothing moves in a video,
             against flicker.
         film: how videos are cut, compared and encoded.
@@ -68,7 +75,10 @@ def translate(
     if not 0 <= steady < 1:
         raise UsageError(f"steady is {steady}; wanted 0 (off) to below 1")
     bad: list[MediaError] = []
-    jobs = plan(paths(inputs), paths([output])[0], bad.append)
+    out = paths([output])[0]
+    jobs = plan(paths(inputs), out, bad.append, f".{pictures.format}" if pictures.format else None)
+    one_file = [job.target for job in jobs] == [out]
+    jobs = selected([job for job in jobs if _settled(job, folder.settled)], folder.shard, folder.shuffle, folder.limit)
     videos = {job.target.suffix.lower() for job in jobs if job.media.kind == "video"}
     for suffix in sorted(videos):
         choose(film, suffix)
@@ -77,42 +87,77 @@ def translate(
     graphs = Velocity(loaded, flow.device, flow.threads), open_codec(loaded, flow.device, flow.threads)
     new_flow = partial(Flow, *graphs, loaded.manifest, flow)
     still = new_flow()
+    model = model_hash(loaded)
     report = Report(device=graphs[0].said)
-    key = {"model": _digest(loaded), **{k: v for k, v in asdict(flow).items() if k not in ("batch", "threads")}}
+    started = time.monotonic()
+    key = {"model": model, **{k: v for k, v in asdict(flow).items() if k not in ("batch", "threads")}}
     tell = report.teller(on_event)
     tell(Event("found", total=len(jobs) + len(bad)))
     for error in bad:
         tell(Event("failed", str(error).partition(": ")[0], message=str(error)))
-    there = set() if overwrite else {job.target for job in jobs if job.target.exists()}
-    for job in jobs:
-        if job.target in there:
-            tell(Event("skipped", str(job.media), job.target))
-    todo = [job for job in jobs if job.target not in there]
-    translate_images([job for job in todo if job.media.kind == "image"], still, lambda *end: tell(_ended(*end)))
-    for job in todo:
-        if job.media.kind == "video":
-            tell(_video(job, new_flow(), steady, film, key, tell))
+    new_ledger = partial(Ledger, None if one_file else out, folder.shard, model)
+    ledger = new_ledger(settings(loaded, flow, pictures))
+    images = (job for job in jobs if job.media.kind == "image")
+    with closing(translate_images(images, still, ledger, pictures, overwrite)) as tasks:
+        for task in tasks:
+            tell(_of_task(task))
+            report.images += task.skipped is None and task.error is None
+            for stage, seconds in task.seconds.items():
+                report.stages[stage] = report.stages.get(stage, 0.0) + seconds
+    if report.images:
+        report.images_per_second = report.images / (time.monotonic() - started)
+    if films := [job for job in jobs if job.media.kind == "video"]:
+        ledger = new_ledger(settings(loaded, flow, film) | ({"steady": steady} if steady else {}))
+        started = time.monotonic()
+        for job in films:
+            tell(
+                _video(
+                    job,
+                    partial(translate_video, flow=new_flow(), steady=steady, film=film, key=key),
+                    ledger,
+                    overwrite,
+                    tell,
+                )
+            )
+        report.stages["videos"] = time.monotonic() - started
     report.seconds = time.monotonic() - began
     return report
 
 
-def _digest(bundle: Bundle) -> str:
-    digest = hashlib.sha256()
-    for part in (bundle.model, bundle.encoder, bundle.decoder, *bundle.data.values()):
-        digest.update(part)
-    return digest.hexdigest()
+def _settled(job: Job, seconds: float) -> bool:
+    try:
+        return not seconds or abs(time.time() - job.media.path.stat().st_mtime) >= seconds
+    except OSError:
+        return False  # gone already
 
 
-def _video(
-    job: Job, flow: Flow, steady: float, film: FilmOptions, key: dict[str, Any], tell: Callable[[Event], None]
-) -> Event:
+def _of_task(task: Task) -> Event:
+    if task.skipped is not None:
+        return Event("skipped", str(task.job.media), task.job.target, task.skipped)
+    end = _ended(task.job, task.error)
+    return end if task.error else replace(end, message=task.note)
+
+
+def _video(job: Job, run: Callable[..., str], ledger: Ledger, overwrite: bool, tell: Callable[[Event], None]) -> Event:
     def on_frames(count: int, total: int | None) -> None:
         tell(Event("frames", str(job.media), job.target, count=count, total=total))
 
+    source, began, before = None, time.monotonic(), None
     try:
-        note = translate_video(job.media, job.target, flow, on_frames, steady, film, key)
+        if not overwrite and (why := ledger.why_not(job)) is not None:
+            return Event("skipped", str(job.media), job.target, why)
+        before = stat_of(job.target) if job.target.exists() else None
+        with job.media.open() as stream:
+            source = identify(job.media, stream)
+        note = run(job.media, job.target, on_frames=on_frames)
+        ledger.add(job, source, job.target, time.monotonic() - began)
     except MediaError as e:
+        with suppress(MediaError, OSError):  # the first error is the one to tell
+            part = job.target if job.target.exists() and stat_of(job.target) != before else None
+            ledger.add(job, source, part, time.monotonic() - began, str(e))
         return _ended(job, e)
+    except OSError as e:
+        return _ended(job, MediaError(f"{job.media}: cannot be read: {e}"))
     return Event("done", str(job.media), job.target, note)
 
 

@@ -20,8 +20,8 @@ from PIL import Image
 from ..runtime.errors import CheckpointError, MediaError, UsageError
 from ..runtime.files import write_aside
 from ..runtime.frames import look, read
-from ..runtime.images import encode_image
 from ..runtime.media import MAX_MEMBER_BYTES, Media, discover, read_image
+from ..runtime.pictures import encode_image
 from ..runtime.pipeline import ahead, parallel
 from ..runtime.pixels import Uint8, to_float
 from . import checkpoint as ckpt

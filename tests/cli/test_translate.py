@@ -30,7 +30,8 @@ def test_all_done_exits_0_with_results_on_stdout_and_progress_on_stderr(work):
     result = rfp("b", "in [x]", "-o", "out", "--size", "native", "--steps", 2, "--device", "cpu")
     assert result.exit_code == 0 and "3 translated, 0 there already, 0 failed" in result.stdout
     assert "in [x]/0.png" in result.stderr and "in [x]/0.png" not in result.stdout
-    assert "0 translated, 3 there already" in rfp("b", "in [x]", "-o", "out").stdout
+    assert "0 translated, 3 there already" in rfp("b", "in [x]", "-o", "out", "--size", "native", "--steps", 2).stdout
+    assert "3 translated" in rfp("b", "in [x]", "-o", "out").stdout  # with other settings
     assert "3 translated" in rfp("b", "in [x]", "-o", "out", "--overwrite", "--reverse", "--batch", 2).stdout
 
 
@@ -45,9 +46,9 @@ def test_json_is_one_object_with_everything(work):
     (work / "in [x]" / "bad.png").write_bytes(b"no")
     result = rfp("b/velocity.onnx", "in [x]", "-o", "out", "--json")
     report = json.loads(result.stdout)
-    assert result.exit_code == 1 and len(report["done"]) == 3 and report["skipped"] == []
-    assert report["failed"][0]["source"] == "in [x]/bad.png" and report["seconds"] > 0
-    assert sorted(e["target"] for e in report["done"])[0] == "out/0.png"
+    assert result.exit_code == 1 and (report["done"], report["skipped"], report["failed"]) == (3, 0, 1)
+    assert report["failures"][0]["source"] == "in [x]/bad.png" and report["device"].startswith("cpu")
+    assert report["images_per_second"] > 0 and {"total", "decode", "integrate", "encode"} == report["seconds"].keys()
 
 
 @pytest.mark.parametrize(
@@ -59,6 +60,10 @@ def test_json_is_one_object_with_everything(work):
         (["nowhere", "in [x]", "-o", "out"], "nowhere"),
         (["b", "in [x]", "-o", "out", "--size", "big"], "--size is 'big'"),
         (["b", "in [x]", "-o", "out", "--steps", "0"], "steps is 0"),
+        (["b", "in [x]", "-o", "out", "--shard", "0/3"], "shard is 0"),
+        (["b", "in [x]", "-o", "out", "--shard", "1of3"], "--shard is '1of3'"),
+        (["b", "in [x]", "-o", "out", "--format", "tga"], "format is 'tga'"),
+        (["b", "in [x]", "-o", "out", "--quality", "101"], "quality is 101"),
         (["b", "in [x]", "-o", "out", "--steps", "two"], "--steps"),
         (["b", "in [x]", "-o", "out", "--device", "tpu"], "tpu"),
         (["b", "in [x]", "-o", "in [x]"], "in [x]: is an input too"),

@@ -1,0 +1,188 @@
+"""Picture files as they are: metadata, animations and pages, which decoding to one RGB picture would lose."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from .errors import MediaError
+from .media import MAX_PIXELS, upright_rgb
+
+ANIMATED = {".gif", ".webp", ".png", ".apng"}
+"""Suffixes of what holds an animation."""
+PAGED = {".tif", ".tiff"}
+_STRUCTURAL = (
+    *(256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 317, 320, 322, 323, 324, 325, 330, 338, 339, 347),
+    *(513, 514, 529, 530, 531, 532, 700, 33723, 34377, 34675),
+)
+"""TIFF tags that tell how the source's pixels lie, its orientation, or what is carried apart from EXIF."""
+_EXIF_SIZE = (0xA002, 0xA003)
+_NESTED = (0x8769, 0x8825)
+"""EXIF's own tags and those of GPS."""
+_JPEG_MOST = 65_502
+"""Bytes of EXIF or XMP that fit a JPEG segment beside its header."""
+
+FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".png": ("PNG", {}),
+    ".apng": ("PNG", {}),
+    ".jpg": ("JPEG", {"subsampling": 0}),
+    ".jpeg": ("JPEG", {"subsampling": 0}),
+    ".webp": ("WEBP", {}),
+    ".gif": ("GIF", {}),
+    ".bmp": ("BMP", {}),
+    ".tif": ("TIFF", {"compression": "tiff_adobe_deflate"}),
+    ".tiff": ("TIFF", {"compression": "tiff_adobe_deflate"}),
+}
+_LOSSY = {"JPEG", "WEBP"}
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a picture file says beside its pixels. The EXIF has no orientation, size and thumbnail: they would lie."""
+
+    exif: bytes = b""
+    icc: bytes = b""
+    xmp: bytes = b""
+
+
+NOTHING = Metadata()
+
+
+@dataclass
+class Frames:
+    """Frames of an animation, or pages: durations in ms; `plays` 0 is for ever; the first may be no part of it."""
+
+    pictures: list[Image.Image] = field(default_factory=list)
+    durations: list[float] = field(default_factory=list)
+    plays: int = 0
+    poster: bool = False
+
+
+def has_frames(image: Image.Image) -> bool:
+    """An animation, or a TIFF of several pages; a camera's JPEG with a second picture inside is neither."""
+    return image.format in ("GIF", "WEBP", "PNG", "TIFF") and bool(getattr(image, "is_animated", False))
+
+
+def metadata(image: Image.Image) -> Metadata:
+    """EXIF, an RGB colour profile and XMP of an image before it is decoded; what is damaged is left out."""
+    exif, icc, xmp = b"", b"", b""
+    with suppress(Exception):  # a stranger's bytes, and Pillow raises many kinds
+        read = image.getexif()
+        for tag in (tag for tag in _NESTED if tag in read):
+            read.get_ifd(tag)  # reads it, so that it is copied too; of one that is not there it would make an empty one
+        tags = Image.Exif()
+        tags.load(read.tobytes())
+        for tag in _STRUCTURAL:
+            tags.pop(tag, None)
+        for tag in _EXIF_SIZE if _NESTED[0] in tags else ():
+            tags.get_ifd(_NESTED[0]).pop(tag, None)
+        exif = tags.tobytes() if len(tags) else b""
+    profile = image.info.get("icc_profile")
+    if isinstance(profile, bytes) and profile[16:20] == b"RGB ":  # a grey or CMYK one does not fit what is written
+        icc = profile
+    found = image.info.get("xmp")
+    if isinstance(found, bytes) and b"tiff:Orientation" not in found:
+        xmp = found
+    return Metadata(exif, icc, xmp)
+
+
+def frames(image: Image.Image) -> Iterator[tuple[Image.Image, float]]:
+    """Every frame as upright RGB, whole as it is shown, with its duration in ms."""
+    for i in range(getattr(image, "n_frames", 1)):
+        image.seek(i)
+        image.load()
+        duration = image.info.get("duration") or 0
+        yield upright_rgb(image), float(duration)
+
+
+def plays(image: Image.Image) -> int:
+    """How often an animation is shown, 0 for ever; a GIF counts repetitions, the others count showings."""
+    loop = image.info.get("loop")
+    if image.format != "GIF":
+        return int(loop or 0)
+    return 1 if loop is None else 0 if loop == 0 else int(loop) + 1
+
+
+def save_picture(image: Image.Image, out: Any, suffix: str, quality: int = 95, known: Metadata = NOTHING) -> None:
+    """Write an RGB picture to a path or file object in the format of the suffix. Raises as Pillow does."""
+    format_, options = _options(suffix, quality, known)
+    (_palette(image) if format_ == "GIF" else image).save(out, format_, **options)
+
+
+def save_frames(shown: Frames, out: Any, suffix: str, quality: int = 95, known: Metadata = NOTHING) -> None:
+    """Write frames or pages to a path. Raises as Pillow does."""
+    format_, options = _options(suffix, quality, known)
+    first, *rest = shown.pictures
+    if format_ != "TIFF":
+        durations = [round(d) for d in shown.durations]
+        if shown.poster and format_ == "PNG":
+            options |= {"default_image": True}
+            durations = durations[1:]
+        elif shown.poster:
+            first, *rest = rest
+            durations = durations[1:]
+        options["duration"] = durations if len(durations) > 1 else (durations or [0])[0]
+        if format_ == "GIF":
+            options |= {} if shown.plays == 1 else {"loop": max(0, shown.plays - 1)}
+        else:
+            options["loop"] = shown.plays
+    first.save(out, format_, save_all=True, append_images=rest, **options)
+
+
+def small(image: Image.Image, suffix: str) -> Image.Image:
+    """A frame as it is held until its animation is written: a GIF's have 256 colours."""
+    return _palette(image) if suffix.lower() == ".gif" else image
+
+
+def check_room(name: str, count: int, width: int, height: int) -> None:
+    """All frames of an animation are held until it is written. Raises MediaError."""
+    if count * width * height > MAX_PIXELS:
+        raise MediaError(
+            f"{name}: {count} frames of {width}×{height} px are more than the {MAX_PIXELS:,} pixels that an animation "
+            "may have; try a smaller --size, or make it a video"
+        )
+
+
+def encode_image(image: Image.Image, suffix: str) -> bytes:
+    """An RGB picture as a file of the format that its suffix names."""
+    out = BytesIO()
+    save_picture(image, out, suffix)
+    return out.getvalue()
+
+
+def holds(target: Path, source_format: str | None) -> bool:
+    """Whether the target's format takes the frames, or pages, of the source's."""
+    return target.suffix.lower() in (PAGED if source_format == "TIFF" else ANIMATED)
+
+
+def _options(suffix: str, quality: int, known: Metadata) -> tuple[str, dict[str, Any]]:
+    format_, options = FORMATS[suffix.lower()]
+    options = dict(options)
+    if format_ in _LOSSY:
+        options["quality"] = quality
+    if format_ in ("JPEG", "PNG", "WEBP", "TIFF"):
+        fits = _JPEG_MOST if format_ == "JPEG" else 1 << 62
+        if known.exif and len(known.exif) <= fits:
+            options["exif"] = _plain(known.exif) if format_ == "TIFF" else known.exif
+        if known.icc:
+            options["icc_profile"] = known.icc
+        if known.xmp and len(known.xmp) <= fits and format_ in ("JPEG", "WEBP"):
+            options["xmp"] = known.xmp
+    return format_, options
+
+
+def _plain(exif: bytes) -> Image.Exif:
+    """Without EXIF's own tags and those of GPS, which Pillow does not write into a TIFF: maker, dates, authors stay."""
+    tags = Image.Exif()
+    tags.load(exif)
+    for tag in _NESTED:
+        tags.pop(tag, None)
+    return tags
+
+
+def _palette(image: Image.Image) -> Image.Image:
+    return image.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.FLOYDSTEINBERG)

@@ -1,0 +1,224 @@
+"""What a folder keeps, what its ledger knows, and how it is split."""
+
+import json
+import os
+
+import bundles
+import numpy as np
+import pytest
+from PIL import Image, ImageCms, ImageSequence
+from rfp.runtime import FlowOptions, FolderOptions, PictureOptions, UsageError, load_bundle, translate
+
+NATIVE = FlowOptions(size="native")
+
+
+def picture(seed, height=24, width=32):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    return load_bundle(bundles.write_bundle(tmp_path / "bundle", bundles.identity()))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    for i in range(6):
+        Image.fromarray(picture(i)).save(tmp_path / "in" / "sub" / f"{i}.png")
+    return tmp_path / "in"
+
+
+def lines(out, name="translate.jsonl"):
+    return [json.loads(line) for line in (out / name).read_text().splitlines()]
+
+
+def counts(report):
+    return len(report.done), len(report.skipped), len(report.failed)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff"])
+def test_exif_and_profile_are_kept_and_the_orientation_is_applied(bundle, tmp_path, suffix):
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0112] = "Maker", 6
+    if suffix != "tiff":  # where it would be the size of the file itself
+        exif[0x0100] = 999
+    exif.get_ifd(0x8769)[0x9003] = "2026:01:02 03:04:05"
+    exif.get_ifd(0x8769)[0xA002] = 999
+    exif.get_ifd(0x8825)[1] = "N"
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    source = tmp_path / f"a.{suffix}"
+    Image.fromarray(picture(0)).save(source, exif=exif, icc_profile=profile)
+    assert not translate(bundle, [source], tmp_path / f"b.{suffix}", flow=NATIVE).failed
+    with Image.open(tmp_path / f"b.{suffix}") as image:
+        kept = image.getexif()
+        assert image.size == (24, 32) and image.info["icc_profile"] == profile
+        assert kept[0x010F] == "Maker" and kept.get(0x0112, 1) == 1 and kept.get(0x0100) in (None, 24)
+        if suffix != "tiff":  # Pillow writes plain tags there
+            inner = kept.get_ifd(0x8769)
+            assert inner[0x9003] == "2026:01:02 03:04:05" and 0xA002 not in inner
+            assert kept.get_ifd(0x8825)[1] == "N"
+
+
+def test_a_grey_profile_and_damaged_exif_are_left_out(bundle, tmp_path):
+    grey = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    grey[16:20] = b"GRAY"
+    Image.fromarray(picture(0)).convert("L").save(
+        tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\xff", icc_profile=bytes(grey)
+    )
+    assert not translate(bundle, [tmp_path / "a.jpg"], tmp_path / "b.jpg", flow=NATIVE).failed
+    with Image.open(tmp_path / "b.jpg") as image:
+        assert "icc_profile" not in image.info and not len(image.getexif())
+
+
+def test_format_and_quality_are_as_asked_and_clashes_fail_alone(bundle, tmp_path, photos):
+    Image.fromarray(picture(9)).save(photos / "sub" / "1.bmp")
+    sizes = []
+    for quality in (20, 95):
+        out = tmp_path / f"out{quality}"
+        report = translate(bundle, [photos], out, flow=NATIVE, pictures=PictureOptions("webp", quality))
+        assert counts(report) == (6, 0, 1) and "would become" in report.failed[0].message
+        assert sorted(p.name for p in (out / "sub").iterdir()) == [f"{i}.webp" for i in range(6)]
+        sizes.append((out / "sub" / "0.webp").stat().st_size)
+    assert sizes[0] < sizes[1] / 1.5
+
+
+def timeline(path):
+    """Frames with their time of beginning, and the loop."""
+    with Image.open(path) as image:
+        shown, at = [], 0
+        for frame in ImageSequence.Iterator(image):
+            frame.load()
+            shown.append((at, np.asarray(frame.convert("RGB"))))
+            at += frame.info["duration"]
+        return shown, at, image.info.get("loop")
+
+
+@pytest.mark.parametrize(("suffix", "near"), [("gif", 40), ("webp", 24), ("png", 0.01)])
+@pytest.mark.parametrize("loop", [0, 3])
+def test_animations_keep_frames_durations_and_loop(bundle, tmp_path, suffix, near, loop):
+    durations = [40, 200, 80, 120]
+    stills = [np.full((24, 32, 3), level, np.uint8) for level in (10, 200, 90, 250)]
+    for i, still in enumerate(stills):
+        still[4:12, 4 * i : 4 * i + 8] = (250, 20, 30)
+    first, *rest = map(Image.fromarray, stills)
+    source = tmp_path / f"a.{suffix}"
+    exact = {"lossless": True} if suffix == "webp" else {}
+    first.save(source, save_all=True, append_images=rest, duration=durations, loop=loop, **exact)
+    out = tmp_path / f"b.{suffix}"
+    assert not translate(bundle, [source], out, flow=NATIVE).failed
+    (frames, length, looped), (frames2, length2, looped2) = timeline(source), timeline(out)
+    assert [at for at, _ in frames2] == [at for at, _ in frames] and (length2, looped2) == (length, looped)
+    for (_, a), (_, b) in zip(frames, frames2, strict=True):
+        assert np.abs(a.astype(int) - b).mean() < near
+
+
+def test_an_animation_changes_its_format_or_says_that_it_cannot(bundle, tmp_path):
+    first, *rest = (Image.fromarray(np.full((16, 16, 3), level, np.uint8)) for level in (0, 120, 250))
+    first.save(tmp_path / "a.gif", save_all=True, append_images=rest, duration=[50, 100, 150])  # plays once
+    translate(bundle, [tmp_path / "a.gif"], tmp_path / "b.webp", flow=NATIVE)
+    frames, length, loop = timeline(tmp_path / "b.webp")
+    assert [at for at, _ in frames] == [0, 50, 150] and (length, loop) == (300, 1)
+    report = translate(bundle, [tmp_path / "a.gif"], tmp_path / "b.jpg", flow=NATIVE)
+    assert "only the first frame" in report.done[0].message
+
+
+def test_pages_of_a_tiff_are_kept_each_in_its_size(bundle, tmp_path):
+    pages = [Image.fromarray(picture(i, 16 + 8 * i)) for i in range(3)]
+    pages[0].save(tmp_path / "a.tiff", save_all=True, append_images=pages[1:])
+    translate(bundle, [tmp_path / "a.tiff"], tmp_path / "b.tiff", flow=NATIVE)
+    with Image.open(tmp_path / "b.tiff") as image:
+        for i, page in enumerate(ImageSequence.Iterator(image)):
+            assert np.array_equal(np.asarray(page), np.asarray(pages[i]))
+
+
+def test_the_ledger_tells_what_was_done_and_by_what(bundle, tmp_path, photos):
+    import hashlib
+
+    (photos / "bad.png").write_bytes(b"no")
+    translate(bundle, [photos], tmp_path / "out", flow=FlowOptions(steps=3))
+    written = {line["output"]: line for line in lines(tmp_path / "out")}
+    assert len(written) == 7
+    good, bad = written["sub/0.png"], written["bad.png"]
+    for key, path in (("input", photos / "sub/0.png"), ("result", tmp_path / "out/sub/0.png")):
+        assert good[key] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert good["model"] == bundle.manifest.graphs[0].sha256 and good["settings"] == {"steps": 3, "size": 32}
+    assert good["error"] is None and good["seconds"] > 0 and "bad.png" in bad["error"] and bad["result"] is None
+
+
+def test_what_changed_is_done_again_and_nothing_else(bundle, tmp_path, photos):
+    out = tmp_path / "out"
+    assert counts(translate(bundle, [photos], out)) == (6, 0, 0)
+    assert counts(translate(bundle, [photos], out)) == (0, 6, 0)
+    Image.fromarray(picture(99)).save(photos / "sub/0.png")  # another input
+    os.utime(photos / "sub/1.png", ns=(1, 1))  # the same input, touched
+    assert counts(translate(bundle, [photos], out)) == (1, 5, 0)
+    assert counts(translate(bundle, [photos], out, flow=FlowOptions(steps=2))) == (6, 0, 0)  # other settings
+    assert counts(translate(bundle, [photos], out, flow=FlowOptions(steps=2, batch=1, threads=1))) == (0, 6, 0)
+    other = load_bundle(bundles.write_bundle(tmp_path / "other", bundles.towards(0)))  # another model
+    assert counts(translate(other, [photos], out, flow=FlowOptions(steps=2))) == (6, 0, 0)
+    assert np.asarray(Image.open(out / "sub/0.png")).std() < 30
+
+
+def test_what_others_made_or_changed_is_never_touched_unasked(bundle, tmp_path, photos):
+    out = tmp_path / "out"
+    (out / "sub").mkdir(parents=True)
+    (out / "sub/0.png").write_bytes(b"mine")
+    translate(bundle, [photos], out)
+    Image.fromarray(picture(50)).save(out / "sub/1.png")  # retouched by hand
+    retouched = (out / "sub/1.png").read_bytes()
+    report = translate(bundle, [photos], out, flow=FlowOptions(steps=2))
+    assert counts(report) == (4, 2, 0)
+    said = {event.target.name: event.message for event in report.skipped}
+    assert "not in rfp's ledger" in said["0.png"] and "changed since" in said["1.png"]
+    assert (out / "sub/0.png").read_bytes() == b"mine" and (out / "sub/1.png").read_bytes() == retouched
+    assert counts(translate(bundle, [photos], out, overwrite=True)) == (6, 0, 0)
+
+
+def test_a_torn_or_foreign_ledger(bundle, tmp_path, photos):
+    out = tmp_path / "out"
+    translate(bundle, [photos], out, folder=FolderOptions(limit=3))
+    with (out / "translate.jsonl").open("ab") as f:
+        f.write(b'{"output": "sub/3.p')
+    assert counts(translate(bundle, [photos], out)) == (3, 3, 0)
+    assert counts(translate(bundle, [photos], out)) == (0, 6, 0)
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/translate.jsonl").write_text("a translation memory\n")
+    with pytest.raises(UsageError, match="rename it"):
+        translate(bundle, [photos], tmp_path / "theirs")
+    assert (tmp_path / "theirs/translate.jsonl").read_text() == "a translation memory\n"
+
+
+def test_shards_are_stable_cover_everything_once_and_their_ledgers_merge(bundle, tmp_path, photos):
+    for i in range(40):
+        Image.fromarray(picture(i)).save(photos / f"more {i}.png")
+    out, parts = tmp_path / "out", []
+    for i in (1, 2, 3):
+        report = translate(bundle, [photos], out, folder=FolderOptions(shard=(i, 3)))
+        parts.append({line["output"] for line in lines(out, f"translate.{i}-of-3.jsonl")})
+        assert len(report.done) == len(parts[-1]) >= 5
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 46
+    assert counts(translate(bundle, [photos], out)) == (0, 46, 0)  # the whole reads all three
+    (photos / "sub/0.png").unlink()
+    Image.fromarray(picture(7)).save(photos / "new.png")
+    assert counts(translate(bundle, [photos], out, folder=FolderOptions(shard=(1, 3))))[0] <= 1
+
+
+def test_limit_and_shuffle_choose_the_same_few_each_time(bundle, tmp_path, photos):
+    quick = FolderOptions(shuffle=True, limit=2)
+    chosen = []
+    for name in ("a", "b"):
+        assert counts(translate(bundle, [photos], tmp_path / name, folder=quick)) == (2, 0, 0)
+        chosen.append({line["output"] for line in lines(tmp_path / name)})
+    assert chosen[0] == chosen[1] != {"sub/0.png", "sub/1.png"}
+    assert counts(translate(bundle, [photos], tmp_path / "a")) == (4, 2, 0)
+
+
+def test_exif_of_a_photo_fits_a_tiff(bundle, tmp_path):
+    exif = Image.Exif()
+    exif[0x010F] = "Maker"
+    exif.get_ifd(0x8769)[0x9003] = "2026:01:02 03:04:05"
+    Image.fromarray(picture(0)).save(tmp_path / "a.jpg", exif=exif)
+    report = translate(bundle, [tmp_path / "a.jpg"], tmp_path / "out", pictures=PictureOptions("tiff"))
+    with Image.open(tmp_path / "out" / "a.tiff") as image:
+        assert not report.failed and image.getexif()[0x010F] == "Maker"
