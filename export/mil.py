@@ -92,6 +92,8 @@ class Program:
         """A result as the program's type holds it."""
         if not isinstance(x, Tensor):
             return x
+        if x.dtype.is_floating_point and out.dtype.__name__.startswith(("int", "uint")):
+            return x.long()  # of sizes: MIL divides whole numbers to whole numbers
         declared = [int(n) if isinstance(n, int | np.integer) else None for n in out.shape]
         if x.dtype.is_floating_point and operation.op_type not in ON_THE_WAY and not _fits(x.shape, declared):
             raise ExportError(

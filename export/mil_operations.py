@@ -34,7 +34,8 @@ def _cast(a: Inputs) -> Any:
 def _concat(a: Inputs) -> Tensor:
     if a.get("interleave", False):
         raise NotImplementedError("interleaved concat")
-    return torch.cat([v if isinstance(v, Tensor) else torch.tensor([v]) for v in a["values"]], dim=a["axis"])
+    parts = [torch.as_tensor(v) for v in a["values"]]
+    return torch.cat([v.reshape(1) if v.ndim == 0 else v for v in parts], dim=a["axis"])
 
 
 def _conv(a: Inputs) -> Tensor:
@@ -121,7 +122,7 @@ def _gather(a: Inputs) -> Tensor:
     axis = a.get("axis", 0)
     x: Tensor = a["x"]
     picked = x.index_select(axis, indices.flatten())
-    return picked.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+    return picked.reshape((*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]))
 
 
 def _expand_dims(a: Inputs) -> Tensor:
@@ -172,7 +173,7 @@ OPERATIONS: dict[str, Callable[[Inputs], Any]] = {
     "reshape": lambda a: a["x"].reshape(a["shape"].tolist()),
     "transpose": lambda a: a["x"].permute(a["perm"].tolist()),
     "tile": lambda a: a["x"].repeat(a["reps"].tolist()),
-    "range_1d": lambda a: torch.arange(a["start"], a["end"], a["step"]),
+    "range_1d": lambda a: torch.arange(*(torch.as_tensor(a[k]).item() for k in ("start", "end", "step"))),
     "equal": _binary(operator.eq),
     "select": lambda a: torch.where(torch.as_tensor(a["cond"]), a["a"], a["b"]),
     "shape": lambda a: torch.tensor(a["x"].shape),
