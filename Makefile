@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: demo test test-extra check format docs
+.PHONY: demo test test-extra fuzz check format docs
 demo: .venv/.installed
 	$(BIN)/rfp demo -o rfp-demo
 
@@ -12,6 +12,10 @@ test: .venv/.installed
 # What needs more than pip brings: each skips with its reason where that is not there.
 test-extra: .venv/.installed
 	$(BIN)/python -m pytest -m extra -rs
+
+# The same tests as in `make test`, over 2,500 damaged files instead of 176, and as many more that Hypothesis makes up.
+fuzz: .venv/.installed
+	RFP_FUZZ=250 $(BIN)/python -m pytest tests/runtime/test_fuzz.py
 
 # mypy reads an installed copy: an editable install hides rfp.* behind import hooks (CONTRIBUTING.md).
 check: .venv/.installed

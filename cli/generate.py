@@ -1,12 +1,12 @@
 """`rfp generate`: pictures out of noise, by a bundle that was trained with `--domain0 random`."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..runtime.errors import UsageError
+from ..runtime.files import json_text
 from .number import number_or
 from .report import as_json as values
 from .report import progress, summary
@@ -65,7 +65,7 @@ def generate(
     except KeyboardInterrupt:
         typer.echo("rfp: interrupted; the same command goes on from here", err=True)
         raise typer.Exit(130) from None
-    typer.echo(json.dumps(values(report), ensure_ascii=False) if as_json else summary(report, output, "made"))
+    typer.echo(json_text(values(report)) if as_json else summary(report, output, "made"))
     if report.failed:
         raise typer.Exit(1)
 

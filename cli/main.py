@@ -15,6 +15,7 @@ from .generate import generate
 from .info import info
 from .preview import preview
 from .reflow import distill, reflow
+from .report import one_line
 from .split import split
 from .train import train
 from .translate import translate
@@ -27,7 +28,8 @@ class Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except RfpError as e:
-            stderr().print(f"rfp: {e}", style="red", markup=False, highlight=False, soft_wrap=True)
+            message = "\n".join(map(one_line, str(e).splitlines()))
+            stderr().print(f"rfp: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(e.exit_code) from e
         except KeyboardInterrupt:
             stderr().print("rfp: interrupted", style="red")

@@ -29,7 +29,7 @@ def progress(what: str) -> Iterator[Callable[["Event"], None]]:
             if event.kind == "found":
                 bar.update(inputs, total=event.total)
             elif event.kind == "frames":
-                name = Path(event.source).name
+                name = one_line(Path(event.source).name)
                 bar.update(frames, description=name, completed=event.count, total=event.total, visible=True)
             else:
                 bar.update(frames, visible=False)
@@ -40,9 +40,9 @@ def progress(what: str) -> Iterator[Callable[["Event"], None]]:
 
 def _print_line(event: "Event") -> None:
     if event.kind == "done":
-        typer.echo(f"{event.source} -> {event.target}", err=True)
+        typer.echo(one_line(f"{event.source} -> {event.target}"), err=True)
     elif event.kind in ("skipped", "failed"):
-        typer.echo(f"{event.kind}: {event.message or event.target}", err=True)
+        typer.echo(one_line(f"{event.kind}: {event.message or event.target}"), err=True)
 
 
 def summary(report: "Report", output: Path, verb: str) -> str:
@@ -51,7 +51,12 @@ def summary(report: "Report", output: Path, verb: str) -> str:
     notes = [f"note: {event.source}: {event.message}" for event in report.done if event.message]
     failures = [f"failed: {event.message}" for event in report.failed]
     where = f" on {report.device}" if report.device else ""
-    return "\n".join([*notes, *failures, f"{output}: {counts} in {report.seconds:.1f} s{where}"])
+    return "\n".join(map(one_line, [*notes, *failures, f"{output}: {counts} in {report.seconds:.1f} s{where}"]))
+
+
+def one_line(text: str) -> str:
+    """Text for a terminal: a name may hold newlines, control codes, or bytes that are no UTF-8; they become escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def as_json(report: "Report") -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """`rfp translate`: folders, pictures, videos and zips through an exported bundle."""
 
-import json
 import re
 from pathlib import Path
 from typing import Annotated, cast
@@ -9,6 +8,7 @@ import typer
 
 from ..runtime.errors import UsageError
 from ..runtime.euler import Solver
+from ..runtime.files import json_text
 from ..runtime.options import FilmOptions, FlowOptions, FolderOptions, PictureOptions
 from .number import number_or
 from .report import as_json as values
@@ -114,7 +114,7 @@ def translate(
     except KeyboardInterrupt:
         typer.echo("rfp: interrupted; the same command goes on from here", err=True)
         raise typer.Exit(130) from None
-    typer.echo(json.dumps(values(report), ensure_ascii=False) if as_json else summary(report, output, "translated"))
+    typer.echo(json_text(values(report)) if as_json else summary(report, output, "translated"))
     if report.failed:
         raise typer.Exit(1)
 

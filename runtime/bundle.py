@@ -196,6 +196,8 @@ def _check_package(path: Path, graph: Graph) -> None:
 
 def _read(path: Path, hint: str) -> bytes:
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for, and a device never ends
+            raise BundleError(f"{path}: is no file; {hint}")
         return path.read_bytes()
-    except OSError as e:
-        raise BundleError(f"{path}: cannot be read ({e.strerror or e}); {hint}") from e
+    except (OSError, ValueError) as e:
+        raise BundleError(f"{path}: cannot be read ({getattr(e, 'strerror', None) or e}); {hint}") from e

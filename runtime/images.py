@@ -18,7 +18,7 @@ from .errors import MediaError
 from .files import write_aside
 from .flow import Flow
 from .ledger import Ledger, Stat, identify
-from .media import open_image, upright_rgb
+from .media import decoding, open_image, upright_rgb
 from .options import PictureOptions
 from .pictures import (
     NOTHING,
@@ -144,9 +144,11 @@ def _decode(job: Job, flow: Flow, ledger: Ledger, overwrite: bool) -> Task:
                 what = "page" if image.format == "TIFF" else "frame"
                 task.note = f"only the first {what}: {job.target.suffix} holds one"
             if not task.animated:
-                image.load()
-                task.original = np.asarray(upright_rgb(image))
-                task.small = _fitted(task.original, flow)
+                with decoding(image):
+                    image.load()
+                    original = np.asarray(upright_rgb(image))
+                    task.small = _fitted(original, flow)
+                task.original = task.small if flow.upscale == "none" else original
     except MediaError as e:
         task.error = e
     except (OSError, MemoryError) as e:

@@ -51,7 +51,7 @@ class Ledger:
         self.file = folder / name if folder else None
         self._lock = threading.Lock()
         self._files: list[Path] = []
-        if folder and folder.is_dir():
+        if folder and os.path.isdir(folder):  # noqa: PTH112 (pathlib's raises for a name too long)
             self._files = sorted(p for p in folder.iterdir() if _NAME.fullmatch(p.name) and p.is_file())
         keys, places = array("Q"), array("Q")
         for number, file in enumerate(self._files):

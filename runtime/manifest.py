@@ -165,7 +165,9 @@ class Manifest:
             BundleError: not JSON, of a newer format, a key missing or unknown, or a value of wrong type or range.
         """
         try:
-            return _manifest(json.loads(text))
+            values = json.loads(text)
+            json.dumps(values, ensure_ascii=False).encode()  # half a surrogate pair is no text, nor part of a file name
+            return _manifest(values)
         except BundleError as e:
             raise BundleError(f"{where}: {e}") from None
         except (ValueError, RecursionError) as e:
@@ -205,7 +207,9 @@ def _without_defaults(values: dict[str, Any]) -> dict[str, Any]:
 def _known(cls: type[Data | Graph | Manifest | Latent], values: dict[str, Any], at: str) -> dict[str, Any]:
     known = {f.name for f in fields(cls)}
     if unknown := sorted(values.keys() - known):
-        raise BundleError(f"{at}{unknown[0]}: not a key of format {FORMAT_VERSION}; is the bundle from a newer rfp?")
+        raise BundleError(
+            f"{at}{repr(unknown[0])[1:-1]}: not a key of format {FORMAT_VERSION}; is the bundle from a newer rfp?"
+        )
     optional = LATER.keys() | {"parity"}
     if missing := sorted(known - optional - values.keys()):
         raise BundleError(f"{at}{missing[0]}: missing; export the bundle again with `rfp export`")

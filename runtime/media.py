@@ -6,7 +6,7 @@ import threading
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -24,6 +24,8 @@ IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
 MAX_PIXELS = 200_000_000
 """Pixels of the largest image that is decoded (600 MB as RGB): a few kilobytes can claim any size."""
+LARGE = 1 << 24
+"""Pixels above which images are decoded one at a time, whatever the number of threads: that bounds the memory."""
 MAX_MEMBER_BYTES = 1 << 30
 """Bytes of the largest zip member that is read, as unpacked."""
 MAX_MEMBERS = 5_000_000
@@ -51,13 +53,16 @@ class Media:
             if self.member is None:
                 return self.path.open("rb")
             return BytesIO(read_member(_archive(self.path), self.member))
-        except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError, KeyError, EOFError) as e:
-            raise MediaError(f"{self}: cannot be read: {e}") from e
+        except MediaError:
+            raise
+        except Exception as e:  # zlib, bz2 and lzma raise kinds of their own on damaged members
+            raise MediaError(f"{self}: cannot be read: {e or type(e).__name__}") from e
 
 
 _zips: dict[tuple[int, Path, int, int], zipfile.ZipFile] = {}
 """The zips that this process has open, the one last used at the end."""
 _zips_lock = threading.Lock()
+_large = threading.Lock()
 ZIPS_OPEN = 64
 """Zips that are kept open."""
 
@@ -97,7 +102,7 @@ def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
 def natural_key(text: str) -> list[tuple[int, int, str]]:
     """Sort key that puts `frame2` before `frame10`, upper and lower case together."""
     parts = re.split(r"([0-9]+)", text.casefold())
-    return [(0, int(p), p) if p.isascii() and p.isdigit() else (1, 0, p) for p in parts if p]
+    return [(0, int(p), p) if p.isascii() and p.isdigit() and len(p) < 4000 else (1, 0, p) for p in parts if p]
 
 
 def discover(inputs: Iterable[Path], on_bad: Callable[[MediaError], None] | None = None) -> list[Media]:
@@ -118,8 +123,13 @@ def discover(inputs: Iterable[Path], on_bad: Callable[[MediaError], None] | None
     for path in inputs:
         if not os.path.exists(path):  # noqa: PTH110 (pathlib's raises for a name too long)
             raise UsageError(f"{path}: no such file or folder")
+        if not path.is_dir() and not path.is_file():  # a pipe would be waited for, and a device never ends
+            raise UsageError(f"{path}: is neither a file nor a folder")
         bad.clear()
-        files = _in_folder(path) if path.is_dir() else [(path, PurePosixPath(path.name))]
+        try:
+            files = _in_folder(path) if path.is_dir() else [(path, PurePosixPath(path.name))]
+        except OSError as e:
+            raise UsageError(f"{e.filename or path}: cannot be read ({e.strerror or e}); is it yours to read?") from e
         items = [item for file, relative in files for item in _from_file(file, relative, bad)]
         for error in bad:
             if on_bad is None:
@@ -170,14 +180,14 @@ def _in_zip(path: Path, relative: PurePosixPath) -> list[Media]:
     try:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as e:
-        raise MediaError(f"{path}: not a readable zip: {e}") from e
+    except Exception as e:  # zipfile raises half a dozen kinds on damaged lists
+        raise MediaError(f"{path}: not a readable zip: {e or type(e).__name__}") from e
     if len(infos) > MAX_MEMBERS:
         raise MediaError(f"{path}: {len(infos)} members, more than the {MAX_MEMBERS} that are read")
     if sum(i.compress_size for i in infos) > path.stat().st_size:
         raise MediaError(f"{path}: its members lie over one another, as in a zip bomb; not read")
     items = []
-    for name in sorted({i.filename for i in infos if not i.is_dir()}, key=natural_key):
+    for name in sorted({i.filename for i in infos if i.filename and not i.is_dir()}, key=natural_key):
         inside = PurePosixPath(name.replace("\\", "/"))
         hidden = any(part.startswith(".") or part == "__MACOSX" for part in inside.parts)  # `..` too
         if hidden or inside.is_absolute() or ":" in name or not (kind := _kind(inside.suffix)):
@@ -195,9 +205,14 @@ def read_image(source: Media | Path | BinaryIO, name: str | None = None) -> Imag
     if isinstance(source, Path):
         source = Media(source, "image", PurePosixPath(source.name))
     name = name or str(source)
-    with open_image(source.open() if isinstance(source, Media) else source, name) as image:
+    with open_image(source.open() if isinstance(source, Media) else source, name) as image, decoding(image):
         image.load()
         return upright_rgb(image)
+
+
+def decoding(image: Image.Image) -> AbstractContextManager[object]:
+    """For the time in which an image is decoded: one above LARGE waits until no other such one is."""
+    return _large if image.width * image.height > LARGE else nullcontext()
 
 
 @contextmanager

@@ -54,7 +54,11 @@ def open_session(
         ort.preload_dlls()  # CUDA's libraries may have come with pip
     try:
         session = ort.InferenceSession(model, options, providers=providers)
-    except Exception as e:  # ONNX Runtime's errors share no base below Exception
+        _ = (
+            session.get_modelmeta().custom_metadata_map,
+            [v.name for v in (*session.get_inputs(), *session.get_outputs())],
+        )
+    except Exception as e:  # ONNX Runtime's errors share no base below Exception; a text that is no UTF-8 is one more
         raise BundleError(f"{path}: ONNX Runtime cannot load this graph ({_first_line(e)}); export it again") from e
     if provider not in session.get_providers():  # ONNX Runtime only logs it and goes on with the CPU
         raise UsageError(

@@ -1,5 +1,6 @@
 """Which input becomes which output file, settled before any work begins."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -40,20 +41,20 @@ def plan(
         UsageError: an input that is not there or holds nothing; an output that is an input, is of the wrong kind,
             or belongs to two inputs.
     """
-    here = output.resolve()
+    here = real(output)
     for path in inputs:
-        if path.resolve() == here:
+        if real(path) == here:
             raise UsageError(f"{output}: is an input too, and inputs are never overwritten; choose another --output")
     found = discover(inputs, on_bad)
     known = output.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
     one_file = len(inputs) == 1 and inputs[0].is_file() and inputs[0].suffix.lower() not in ARCHIVE_SUFFIXES
-    if one_file and known and not output.is_dir():
+    if one_file and known and not os.path.isdir(output):  # noqa: PTH112 (pathlib's raises for a name too long)
         jobs = [Job(found[0], _checked_file(found[0], output))]
-    elif output.exists() and not output.is_dir():
+    elif os.path.lexists(output) and not os.path.isdir(output):  # noqa: PTH112
         raise UsageError(f"{output}: is a file; several inputs, a folder or a zip need a folder as --output")
     else:
-        inside = [path for path in inputs if path.is_dir() and here.is_relative_to(path.resolve())]
-        found = [m for m in found if not (inside and m.path.resolve().is_relative_to(here))]
+        inside = [path for path in inputs if path.is_dir() and here.is_relative_to(real(path))]
+        found = [m for m in found if not (inside and real(m.path).is_relative_to(here))]
         jobs = [Job(m, output / _writable(m, suffix)) for m in found]
     return _distinct(jobs, on_bad)
 
@@ -94,11 +95,11 @@ def _writable(media: Media, suffix: str | None) -> Path:
 
 
 def _distinct(jobs: Sequence[Job], on_bad: Callable[[MediaError], None] | None) -> list[Job]:
-    sources = {job.media.path.resolve() for job in jobs}
+    sources = {real(job.media.path) for job in jobs}
     taken: dict[Path, Media] = {}
     distinct: list[Job] = []
     for job in jobs:
-        if job.target.resolve() in sources:
+        if real(job.target) in sources:
             raise UsageError(
                 f"{job.target}: is an input too, and inputs are never overwritten; choose another --output"
             )
@@ -112,6 +113,11 @@ def _distinct(jobs: Sequence[Job], on_bad: Callable[[MediaError], None] | None) 
         else:
             on_bad(MediaError(f"{job.media}: would become {job.target}, as {other} does; rename one"))
     return distinct
+
+
+def real(path: Path) -> Path:
+    """The path without links; one that goes round in a circle, at which pathlib raises, stays as it is."""
+    return Path(os.path.realpath(path))
 
 
 def _a(kind: str) -> str:

@@ -64,8 +64,9 @@ class Work:
         if carried is not None:
             with write_aside(self._carried(len(self.segments) + 1)) as partial, partial.open("wb") as f:
                 np.savez(f, before=carried[0], kept=carried[1])
-        self.segments.append(segment)
-        write_json(self.folder / "film.json", {"key": self._key, "segments": [asdict(s) for s in self.segments]})
+        segments = [*self.segments, segment]
+        write_json(self.folder / "film.json", {"key": self._key, "segments": [asdict(s) for s in segments]})
+        self.segments = segments  # only now: on a full disk none would be found again
         self._carried(len(self.segments) - 1).unlink(missing_ok=True)
 
     def carried(self) -> tuple[Any, Any] | None:

@@ -61,7 +61,7 @@ def carry(source: Any, main: Any, output: Any, suffix: str, cut: Cut) -> tuple[d
     for stream in source.streams:
         if stream is main:
             continue
-        name = stream.codec_context.name if stream.codec_context else (stream.name or "unknown")
+        name = stream.codec_context.name if stream.codec_context else "unknown"
         cover = stream.type == "video" and stream.disposition & Disposition.attached_pic
         if stream.type == "data" and name in ("unknown", "bin_data", None):
             continue  # time codes and chapter texts, which a muxer makes anew out of metadata

@@ -10,7 +10,7 @@ from pathlib import Path
 from .bundle import Bundle, opened
 from .codec import open_codec
 from .encoders import choose
-from .errors import MediaError, UsageError
+from .errors import MediaError, RfpError, UsageError
 from .flow import DEFAULTS, Flow
 from .images import Task, translate_images
 from .ledger import Ledger, identify, model_hash, settings, stat_of
@@ -156,8 +156,10 @@ def _video(job: Job, run: Callable[..., str], ledger: Ledger, overwrite: bool, t
             part = job.target if job.target.exists() and stat_of(job.target) != before else None
             ledger.add(job, source, part, time.monotonic() - began, str(e))
         return _ended(job, e)
-    except OSError as e:
-        return _ended(job, MediaError(f"{job.media}: cannot be read: {e}"))
+    except RfpError:
+        raise
+    except Exception as e:  # PyAV raises a dozen kinds on damaged files, and a muxer on times out of range
+        return _ended(job, MediaError(f"{job.media}: cannot be translated: {type(e).__name__}: {e}"))
     return Event("done", str(job.media), job.target, note)
 
 
