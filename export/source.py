@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -19,6 +20,8 @@ from .sizes import Between, sides_to_prove
 
 Size = tuple[int, int]
 """Width and height, pixels."""
+FILES = ("weights", "eval_features")
+"""How config keys end that may name files."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def open_source(
         training={
             "step": checkpoint.step,
             "images": checkpoint.step * config.train_batch_size,
-            "config": to_json(config),
+            "config": without_folders(to_json(config)),
         },
     )
     return Source(
@@ -105,3 +108,17 @@ def resized(pictures: Uint8, size: Size) -> Uint8:
     if pictures.shape[2:0:-1] == size:
         return pictures
     return np.stack([np.asarray(Image.fromarray(p).resize(size, Image.Resampling.LANCZOS)) for p in pictures])
+
+
+def without_folders(value: Any) -> Any:
+    """A config's values, files of weights by name alone: an export says nothing of the machine it is from."""
+    if isinstance(value, dict):
+        return {
+            k: _file_name(v) if k.endswith(FILES) and isinstance(v, str) else without_folders(v)
+            for k, v in value.items()
+        }
+    return value
+
+
+def _file_name(value: str) -> str:
+    return PureWindowsPath(value).name  # which knows both kinds of slashes

@@ -14,7 +14,7 @@ from rfp.cli.main import app
 from rfp.export import onnx as export_onnx_module
 from rfp.export.bundle import export_bundle
 from rfp.export.proof import FLOORS, make_cases
-from rfp.export.source import open_source
+from rfp.export.source import open_source, without_folders
 from rfp.runtime import CheckpointError, ExportError, UsageError, generate, integrate, load_bundle
 from rfp.runtime.manifest import METADATA_KEY
 from rfp.runtime.noise import noises
@@ -104,6 +104,18 @@ def test_nothing_of_this_machine_is_in_the_graph(bundle):
         assert trace not in data, trace
     text = (bundle / "rfp.json").read_text()
     assert not re.search(r"/(work|root|tmp|home)", text)
+
+
+def test_no_folder_of_weights_is_in_the_manifest(tmp_path):
+    backbone = {"type": "ResNetSaliencyNet", "backbone": "resnet18", "weights": "C:\\me\\resnet.pth"}
+    config = to_json(
+        tiny(structure_embedder="dinov2_vits14", structure_weights="/home/me/dino.pth", saliency_net=backbone)
+    )
+    shown = without_folders(config)
+    assert (shown["structure_weights"], shown["saliency_net"]["weights"]) == ("dino.pth", "resnet.pth")
+    assert "home" not in json.dumps(shown)
+    changed = {k for k in config if shown[k] != config[k]}
+    assert changed == {"structure_weights", "saliency_net"}
 
 
 def test_a_lone_graph_describes_itself(bundle):
