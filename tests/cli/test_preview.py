@@ -119,7 +119,10 @@ def test_a_taken_port_is_an_error_where_it_was_asked_for_and_another_where_not(s
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a Unix signal")
 def test_it_tells_its_address_and_ends_with_ctrl_c(site):
-    command = [sys.executable, "-m", "rfp", "preview", str(site), "--port", "0"]
+    # A background job is born with SIGINT ignored, and CI may run as one: take it up again as at a keyboard.
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{listen}; from rfp.cli.main import app; app(['preview', {str(site)!r}, '--port', '0'])"
+    command = [sys.executable, "-c", code]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         address = re.search(r"http://localhost:(\d+)/", process.stdout.readline())
         assert get(int(address[1]), "/")[0] == 200
