@@ -1,8 +1,9 @@
 """`rfp translate`: folders, pictures, videos and zips through an exported bundle."""
 
 import re
+import threading
 from pathlib import Path
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -13,6 +14,9 @@ from ..runtime.options import FilmOptions, FlowOptions, FolderOptions, PictureOp
 from .number import number_or
 from .report import as_json as values
 from .report import progress, summary
+
+if TYPE_CHECKING:
+    from ..runtime import Report
 
 
 def translate(
@@ -71,6 +75,13 @@ def translate(
     shard: Annotated[
         str | None, typer.Option(metavar="I/N", help="Only the I-th of N parts (from 1), split by name.")
     ] = None,
+    keep_watch: Annotated[
+        bool, typer.Option("--watch", help="Stay, and translate what is new or changed, until Ctrl-C.")
+    ] = False,
+    page: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="FILE", help="Write an HTML page with a slider from before to after."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Do again what is there, whoever made it.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
 ) -> None:
@@ -82,6 +93,8 @@ def translate(
     Exits with 1 if an input failed.
     """
     from ..runtime import translate as run  # numpy, PyAV and Pillow: not for `rfp --help`
+    from ..runtime.slider_page import check_page, write_page
+    from ..runtime.watch import SETTLED, watch
 
     flow = FlowOptions(
         steps=steps,
@@ -97,26 +110,39 @@ def translate(
         precision=precision,
     )
     film = FilmOptions(codec=codec, crf=crf, pix_fmt=pix_fmt, start=start, end=end, compare=compare)
-    try:
+    pictures = PictureOptions(format_, quality)
+    folder = FolderOptions(shard=_shard(shard), shuffle=shuffle, limit=limit, settled=SETTLED if keep_watch else 0.0)
+    if page is not None:
+        check_page(page)
+
+    def once(again: bool) -> "Report":
         with progress("inputs") as on_event:
             report = run(
                 bundle,
                 inputs,
                 output,
                 flow=flow,
-                pictures=PictureOptions(format_, quality),
-                folder=FolderOptions(shard=_shard(shard), shuffle=shuffle, limit=limit),
-                overwrite=overwrite,
+                pictures=pictures,
+                folder=folder,
+                overwrite=again,
                 steady=steady,
                 film=film,
                 on_event=on_event,
             )
+        if page is not None:
+            write_page(page, inputs, output, report, {"bundle": str(bundle)}, pictures, folder)
+        typer.echo(json_text(values(report)) if as_json else summary(report, output, "translated"))
+        return report
+
+    try:
+        if keep_watch:
+            first = iter([overwrite])
+            watch(inputs, output, lambda: once(next(first, False)), threading.Event())
+        elif once(overwrite).failed:
+            raise typer.Exit(1)
     except KeyboardInterrupt:
         typer.echo("rfp: interrupted; the same command goes on from here", err=True)
         raise typer.Exit(130) from None
-    typer.echo(json_text(values(report)) if as_json else summary(report, output, "translated"))
-    if report.failed:
-        raise typer.Exit(1)
 
 
 def _shard(text: str | None) -> tuple[int, int] | None:

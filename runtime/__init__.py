@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .options import FilmOptions, FlowOptions, FolderOptions, PictureOptions
     from .report import Event, Report
     from .translation import translate
+    from .translator import Translator
 
 # Looked up on first use: every rfp command imports this package, and PyAV and numpy take 0.3 s.
 _LATER = {
@@ -37,6 +38,7 @@ _LATER = {
     "options": ("FilmOptions", "FlowOptions", "FolderOptions", "PictureOptions"),
     "report": ("Event", "Report"),
     "translation": ("translate",),
+    "translator": ("Translator",),
 }
 
 __all__ = [
@@ -57,6 +59,7 @@ __all__ = [
     "Report",
     "RfpError",
     "TrainingError",
+    "Translator",
     "UsageError",
     "generate",
     "integrate",

@@ -1,0 +1,82 @@
+"""The page of --report, as text and in a browser."""
+
+import re
+import shutil
+
+import bundles
+import numpy as np
+import pytest
+from PIL import Image
+from rfp.cli.main import app
+from typer.testing import CliRunner
+
+
+@pytest.fixture
+def page(tmp_path, monkeypatch):
+    from films import write_video
+
+    monkeypatch.chdir(tmp_path)
+    bundles.write_bundle(tmp_path / "b", bundles.towards(-1), default_steps=1)  # one step: all black
+    (tmp_path / "in").mkdir()
+    for i in range(3):
+        Image.fromarray(np.full((48, 64, 3), 250, np.uint8)).save(tmp_path / "in" / f'{i} <b>&".png')
+    (tmp_path / "in" / "bad.png").write_bytes(b"no")
+    write_video(tmp_path / "in" / "film.mp4", range(0, 200, 40))
+    result = CliRunner().invoke(app, ["translate", "b", "in", "-o", "out", "--report", "page.html"])
+    assert result.exit_code == 1, result.output
+    return tmp_path / "page.html"
+
+
+def test_the_page_needs_nothing_else_and_names_are_text(page):
+    text = page.read_text(encoding="utf-8")
+    assert text.count('type="range"') == 4 and "bad.png: not a readable image" in text
+    assert not re.search(r"(src|href)=\"(?!data:)", text) and "http" not in text.replace("http-equiv", "")
+    assert "<b>" not in text and "0 &lt;b&gt;&amp;" in text
+
+
+def test_only_an_earlier_page_is_replaced(page, tmp_path):
+    def again(name):
+        return CliRunner().invoke(app, ["translate", "b", "in", "-o", "out", "--report", name])
+
+    assert again("page.html").exit_code == 1
+    (tmp_path / "mine.html").write_text("mine")
+    refused = again("mine.html")
+    assert refused.exit_code == 2 and "no report of rfp" in refused.stderr
+    assert (tmp_path / "mine.html").read_text() == "mine"
+
+
+@pytest.mark.extra
+def test_the_slider_uncovers_the_input_in_chromium(page, tmp_path):
+    webdriver = pytest.importorskip("selenium.webdriver", reason="pip install selenium")
+    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (browser and driver):
+        pytest.skip("needs Chromium and its driver: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1000,800"):
+        options.add_argument(argument)
+    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    try:
+        chrome.get(page.as_uri())
+        loaded = "return [...document.images].every(i => i.complete && i.naturalWidth > 0) && document.images.length"
+        assert chrome.execute_script(loaded) == 8
+        pair = chrome.find_element("css selector", ".pair")
+
+        def grey():
+            import io
+
+            with Image.open(io.BytesIO(pair.screenshot_as_png)) as image:
+                pixels = np.asarray(image.convert("L"))
+            h, w = pixels.shape
+            return pixels[h // 2, w // 8], pixels[h // 2, 7 * w // 8]
+
+        assert grey()[0] > 200 and grey()[1] < 60  # left half before, right half after
+        slider = pair.find_element("css selector", "input")
+        slider.send_keys("\ue010")  # End: all before
+        assert min(grey()) > 200
+        slider.send_keys("\ue011")  # Home: all after
+        assert max(grey()) < 60
+        assert not [e for e in chrome.get_log("browser") if e["level"] == "SEVERE"]
+        chrome.save_screenshot(str(tmp_path / "page.png"))
+    finally:
+        chrome.quit()
