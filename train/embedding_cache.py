@@ -8,6 +8,7 @@ It holds nothing that could not be made again. WAL mode: several trainings may r
 
 import hashlib
 import sqlite3
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -36,6 +37,19 @@ WAIT_SECONDS = 60.0
 """For another process that writes."""
 HASHED_AT_ONCE = 1024
 """Files between commits."""
+
+
+def _use_wal(db: sqlite3.Connection) -> None:
+    """Turning a new file to WAL mode answers "locked" at once, whatever the timeout, while another process does it."""
+    until = time.monotonic() + WAIT_SECONDS
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as e:
+            if "locked" not in str(e) or time.monotonic() > until:
+                raise
+        time.sleep(0.05)
 
 
 class EmbeddingCache:
@@ -99,7 +113,7 @@ class EmbeddingCache:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         db = sqlite3.connect(self._path, timeout=WAIT_SECONDS)
         try:
-            db.execute("PRAGMA journal_mode = WAL")
+            _use_wal(db)
             db.execute("PRAGMA synchronous = NORMAL")  # a power cut costs the last few vectors, not the file
             db.executescript(SCHEMA)
         except sqlite3.Error:

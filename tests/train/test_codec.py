@@ -103,10 +103,10 @@ def test_normalised_latents_have_mean_0_and_deviation_1_and_decode_to_the_same_p
     [
         (
             {"type": "VAE", "perceptual_weight": 0.1},
-            "codec: perceptual_weight 0.1 needs the ImageNet weights of vgg",
+            "codec.perceptual_weight 0.1 needs the ImageNet weights of vgg",
         ),
-        ({"type": "VAE", "l1_weight": 0}, "codec: l1_weight and perceptual_weight are both 0"),
-        ({"type": "VAE", "train_minibatch_size": 64}, "codec: train_minibatch_size is larger than train_batch_size"),
+        ({"type": "VAE", "l1_weight": 0}, "codec.l1_weight and perceptual_weight are both 0"),
+        ({"type": "VAE", "train_minibatch_size": 64}, "codec.train_minibatch_size is larger than train_batch_size"),
         ({"type": "VAE", "train_batch_size": 5}, "codec.train_batch_size: input should be a multiple of 2"),
         ({"type": "VAE", "latent_chanels": 5}, "latent_chanels: unknown key; did you mean latent_channels"),
         ({"type": "VQ"}, "codec.type: 'VQ' is not one of Identity, VAE"),
