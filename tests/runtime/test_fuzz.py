@@ -312,6 +312,23 @@ def test_one_stem_with_two_suffixes(bundle, tmp_path):
     ]
 
 
+def test_zip_members_that_do_not_unpack_fail_alone(bundle, tmp_path):
+    data = bytearray(corpus.archive())
+    with zipfile.ZipFile(corpus.BytesIO(data)) as archive:
+        for info in archive.infolist()[1:]:
+            at = info.header_offset + 30 + len(info.filename) + 9
+            data[at : at + 40] = bytes([255]) * 40
+    (tmp_path / "b.zip").write_bytes(data)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("n.png", corpus.image("PNG"))
+    nameless = (tmp_path / "a.zip").read_bytes().replace(b"n.png", b"\0.png")
+    (tmp_path / "a.zip").write_bytes(nameless)
+    (tmp_path / "c.png").write_bytes(corpus.image("PNG"))
+    report = translate(bundle, [tmp_path], tmp_path / "out", flow=QUICK)
+    assert {Path(e.source).name for e in report.done} == {"b.zip::stored.png", "c.png"}
+    assert {e.source.partition("b.zip::")[2] for e in report.failed} == {"b/10.bmp", "c/10.bmp", "d/10.bmp"}
+
+
 def test_zip_members_with_names_of_any_length(bundle, tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         for name in ("9" * 5000, "x" * 300, "fine"):
