@@ -113,10 +113,13 @@ def test_watching_takes_what_is_new_and_settled(tmp_path, monkeypatch):
 
 
 @pytest.mark.extra
+@pytest.mark.filterwarnings("ignore")  # Ray's own, at every import
 def test_ray_gives_the_same_bytes_as_one_process(bundle, tmp_path, monkeypatch):
     ray = pytest.importorskip("ray", reason="pip install 'ray[data]'")
     pytest.importorskip("pandas", reason="pip install 'ray[data]'")
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "docs"))
+    docs = str(Path(__file__).parents[2] / "docs")
+    monkeypatch.syspath_prepend(docs)
+    monkeypatch.setenv("PYTHONPATH", docs)  # for the workers
     import ray_map_batches
 
     photos = [picture(i) for i in range(1200)]
