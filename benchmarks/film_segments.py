@@ -29,7 +29,8 @@ def main() -> None:
                 size[frames] = out.stat().st_size
         for frames, each in seconds.items():
             time_ratio, size_ratio = min(each) / min(seconds[1 << 30]), size[frames] / size[1 << 30]
-            print(f"{frames:>10} frames a segment: {time_ratio:.2f}x the time, {size_ratio:.3f}x the bytes of one segment")
+            ratios = f"{time_ratio:.2f}x the time, {size_ratio:.3f}x the bytes of one segment"
+            print(f"{frames:>10} frames a segment: {ratios}")
 
 
 if __name__ == "__main__":
