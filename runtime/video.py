@@ -79,10 +79,13 @@ def translate_video(
             if not work.segments:
                 raise damage or MediaError(f"{media}: holds no frame between --start and --end")
             try:
-                notes = _join(media, stream, target, seen, encoder, film, work, damage is not None)
+                notes, missing = _join(media, stream, target, seen, encoder, film, work, damage is not None)
             except (av.FFmpegError, OSError, ValueError) as e:
                 raise MediaError(f"{target}: cannot be written: {e}{_kept(work)}") from e
             work.remove()
+    if missing and not damage:
+        at = float((work.last or 0) * seen.time_base)
+        damage = DamagedError(f"{media}: ends at {at:.3f} s, {missing:.0f} s before what it says: it is cut short")
     if damage:
         raise DamagedError(f"{damage}; {target} holds the {work.frames} frames before it") from damage
     return "; ".join(notes)
@@ -248,8 +251,8 @@ def _join(
     film: FilmOptions,
     work: Work,
     damaged: bool,
-) -> list[str]:
-    """The segments as they are and the source's other streams, into the target."""
+) -> tuple[list[str], float]:
+    """The segments as they are and the source's other streams, into the target; notes, and the seconds missing."""
     suffix = target.suffix.lower()
     cut = _cut(media, stream, film)
     duration = max(1, round(1 / seen.rate / seen.time_base))
@@ -269,11 +272,21 @@ def _join(
         if encoder.codec == "hevc" and suffix != ".mkv":
             video.codec_context.codec_tag = "hvc1"  # Apple's players take no other
         handlers, notes = carry(source, main, output, suffix, cut)
-        others = _others(source, handlers, notes)
+        reach = [((work.last or 0) + duration) * seen.time_base]
+        others = _others(source, handlers, notes, reach)
         for packet in merge(_pictures(work, video, seen, cut, duration), others, key=_when):
             output.mux(packet)
         output.close()  # writes the index, which can fail as any write
-    return notes
+        missing = 0.0 if film.end is not None else _missing(source, float(reach[0]))
+    return notes, missing
+
+
+def _missing(source: Any, reach: float) -> float:
+    """Seconds that a file promises after its last packet: Matroska and AVI that are cut short end without an error."""
+    if source.format.name not in ("matroska,webm", "avi") or not source.duration:
+        return 0.0
+    missing = ((source.start_time or 0) + source.duration) / 1_000_000 - reach
+    return missing if missing > 1 + 0.01 * reach else 0.0
 
 
 def _pictures(work: Work, video: Any, seen: Look, cut: Cut, duration: int) -> Iterator[Any]:
@@ -285,8 +298,8 @@ def _pictures(work: Work, video: Any, seen: Look, cut: Cut, duration: int) -> It
         yield packet
 
 
-def _others(source: Any, handlers: dict[int, Any], notes: list[str]) -> Iterator[Any]:
-    """The packets of the other streams, in the order of the source."""
+def _others(source: Any, handlers: dict[int, Any], notes: list[str], reach: list[Fraction]) -> Iterator[Any]:
+    """The packets of the other streams, in the order of the source; `reach` holds the latest end in s so far."""
     wanted = [s for s in source.streams if s.index in handlers]
     if not wanted:
         return
@@ -294,6 +307,9 @@ def _others(source: Any, handlers: dict[int, Any], notes: list[str]) -> Iterator
         source.seek(0)  # a cover may have been looked for
     try:
         for packet in source.demux(wanted):
+            if packet.size and packet.pts is not None:
+                reach.append((packet.pts + (packet.duration or 0)) * packet.time_base)
+                reach[:] = [max(reach)]
             if packet.size and not packet.is_corrupt:
                 yield from handlers[packet.stream.index](packet)
     except (av.FFmpegError, OSError) as e:

@@ -230,6 +230,14 @@ def test_a_film_killed_at_any_frame_ends_up_packet_for_packet_as_if_it_had_not_b
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mp4", "broken.mp4", "bundle", "whole.mp4"]
 
 
+def test_a_matroska_file_that_is_cut_short_says_so_and_gives_the_good_part(bundle, tmp_path):
+    source = write_video(tmp_path / "a.mkv", frames=200)
+    source.write_bytes(source.read_bytes()[: source.stat().st_size // 2])
+    report = translate(bundle, [source], tmp_path / "b.mkv", flow=NATIVE)
+    assert len(report.failed) == 1 and "it is cut short" in report.failed[0].message
+    assert 50 < len(watch(tmp_path / "b.mkv")[1]) < 150
+
+
 def test_segments_of_other_settings_are_not_taken(tmp_path):
     key = {"steps": 1}
     with segments.work_on(tmp_path / "a.mp4", key) as work:
