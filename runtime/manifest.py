@@ -253,4 +253,4 @@ def _are_figures(value: Any) -> bool:
 
 def _is_file_name(value: Any) -> bool:
     """One plain name: nothing that leads out of the bundle folder on any system."""
-    return _is_word(value) and value not in (".", "..") and not any(c in value for c in "/\\:\0")
+    return _is_word(value) and value.isprintable() and value not in (".", "..") and not any(c in value for c in "/\\:")

@@ -58,7 +58,7 @@ class Media:
         except MediaError:
             raise
         except Exception as e:  # zlib, bz2 and lzma raise kinds of their own on damaged members
-            raise MediaError(f"{self}: cannot be read: {e or type(e).__name__}") from e
+            raise MediaError(f"{self}: cannot be read: {str(e)[:300] or type(e).__name__}") from e
 
 
 _zips: dict[tuple[int, Path, int, int], zipfile.ZipFile] = {}
@@ -183,7 +183,7 @@ def _in_zip(path: Path, relative: PurePosixPath) -> list[Media]:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
     except Exception as e:  # zipfile raises half a dozen kinds on damaged lists
-        raise MediaError(f"{path}: not a readable zip: {e or type(e).__name__}") from e
+        raise MediaError(f"{path}: not a readable zip: {str(e)[:300] or type(e).__name__}") from e
     if len(infos) > MAX_MEMBERS:
         raise MediaError(f"{path}: {len(infos)} members, more than the {MAX_MEMBERS} that are read")
     if sum(i.compress_size for i in infos) > path.stat().st_size:
