@@ -272,6 +272,11 @@ def _join(
         if encoder.codec == "hevc" and suffix != ".mkv":
             video.codec_context.codec_tag = "hvc1"  # Apple's players take no other
         handlers, notes = carry(source, main, output, suffix, cut)
+        if suffix in (".webm", ".mkv") and encoder.codec in ("vp9", "av1") and seen.pixel_aspect != 1:
+            # neither codec holds it, and PyAV leaves Matroska's own field empty
+            notes.append(
+                f"the pixel aspect {seen.pixel_aspect} is lost: {encoder.codec} in {suffix} has no place for it"
+            )
         reach = [((work.last or 0) + duration) * seen.time_base]
         others = _others(source, handlers, notes, reach)
         for packet in merge(_pictures(work, video, seen, cut, duration), others, key=_when):

@@ -174,6 +174,22 @@ def test_codecs_and_pixel_formats(bundle, tmp_path, codec, suffix, pix_fmt, foun
         assert np.abs(frame.astype(int) - scene(i, (96, 64))).mean() < 6
 
 
+def test_a_pixel_aspect_is_kept_or_missed(bundle, tmp_path):
+    source = tmp_path / "a.mp4"
+    with av.open(str(source), "w") as out:
+        video = out.add_stream("libx264", rate=25)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        video.codec_context.sample_aspect_ratio = Fraction(4, 3)
+        for i in range(3):
+            out.mux(video.encode(av.VideoFrame.from_ndarray(scene(i), format="rgb24")))
+        out.mux(video.encode(None))
+    for suffix in (".mp4", ".mkv", ".mov"):
+        assert film(bundle, source, tmp_path / f"b{suffix}") == ""
+        with av.open(str(tmp_path / f"b{suffix}")) as b:
+            assert b.streams.video[0].sample_aspect_ratio == Fraction(4, 3)
+    assert "pixel aspect 4/3 is lost" in film(bundle, source, tmp_path / "b.webm")
+
+
 def test_crf_trades_size_for_quality(bundle, tmp_path):
     source = write_video(tmp_path / "a.mp4")
     for crf in (10, 40):
