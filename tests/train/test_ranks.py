@@ -87,8 +87,8 @@ def close(one, other, tolerance):
 def test_two_ranks_with_b_pairs_each_are_one_rank_with_2b(work, two, name, changes):
     """All of it: every phase's weights, averages, moments, losses and gradient norms; shares of 3 + 3 and of 2 + 3."""
     finish(job(work, name, **changes))
-    # Three phases of Adam, not two. On a CPU with AVX-512 one process with other convolution kernels is 1.7e-3 from itself
-    # here; scales that are not added over the ranks give 1.4e-2, another rank's times 0.15.
+    # Three phases of Adam, not two. On a CPU with AVX-512 one process with other convolution kernels is 1.7e-3 from
+    # itself here; scales that are not added over the ranks give 1.4e-2, another rank's times 0.15.
     close(work / name, work / "two" / name, 3e-3 if name == "latent" else 1e-4)
 
 
