@@ -1,16 +1,14 @@
 """One video through a flow: decode → velocity → encode in three threads, with memory that does not grow.
 
 The picture is made first, in segments that outlive an interruption (segments.py); then these are joined without
-encoding them again, with every other stream of the source (streams.py). Kept: every frame with its timestamp
-(constant rate or not), the pixel aspect, upright pictures in place of a rotation tag, all audio, subtitles, chapters,
-metadata and cover art that the container takes. The picture is written in limited range, BT.709 or BT.601 by its
-height, and tagged so.
+encoding them again, with every other stream of the source (joining.py, streams.py). Kept: every frame with its
+timestamp (constant rate or not), the pixel aspect, upright pictures in place of a rotation tag, all audio, subtitles,
+chapters, metadata and cover art that the container takes. The picture is written in limited range, BT.709 or BT.601 by
+its height, and tagged so.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing, suppress
-from fractions import Fraction
-from heapq import merge
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,18 +17,18 @@ import av
 import numpy as np
 
 from .compare import compared
-from .encoders import Encoder, add_video, choose, tag, to_frame
+from .encoders import Encoder, add_video, choose, to_frame
 from .errors import DamagedError, MediaError
 from .files import write_aside
 from .flow import Flow
-from .frames import Item, Look, look, open_video, origin, read
+from .frames import Item, Look, look, read
+from .joining import cut_of, join
 from .media import Media
 from .options import FilmOptions
 from .pipeline import ahead
 from .pixels import Uint8
-from .segments import SEGMENT, Segment, Work, delay_of, open_segment, work_on
+from .segments import SEGMENT, Segment, Work, delay_of, work_on
 from .steady import Steady
-from .streams import MUXERS, Cut, carry, label
 from .upscale import given_back, resized
 
 Made = tuple[int, Uint8, "tuple[Any, Any] | None"]
@@ -79,7 +77,7 @@ def translate_video(
             if not work.segments:
                 raise damage or MediaError(f"{media}: holds no frame between --start and --end")
             try:
-                notes, missing = _join(media, stream, target, seen, encoder, film, work, damage is not None)
+                notes, missing = join(media, stream, target, seen, encoder, film, work, damage is not None)
             except (av.FFmpegError, OSError, ValueError) as e:
                 raise MediaError(f"{target}: cannot be written: {e}{_kept(work)}") from e
             work.remove()
@@ -122,7 +120,7 @@ def _make_segments(
     size = flow.output_size(seen.width, seen.height)
     batch = flow.batch(*fitted)
     expected = _expected(seen, film)
-    shift = _cut(media, stream, film).shift
+    shift = cut_of(media, stream, film).shift
     frames = read(media, stream, size, skip=work.frames, start=film.start, end=film.end)
     seconds = float(shift), float(seen.time_base)
     through = _through(ahead(frames, batch), flow, fitted, steady, film.compare, work.carried(), seconds)
@@ -233,97 +231,3 @@ def _expected(seen: Look, film: FilmOptions) -> int | None:
     start = round((film.start or 0) * seen.rate)
     end = seen.frames if film.end is None else round(film.end * seen.rate)
     return max(0, min(end or 0, seen.frames or end or 0) - start)
-
-
-def _cut(media: Media, stream: BinaryIO, film: FilmOptions) -> Cut:
-    with open_video(media, stream) as (source, _):
-        zero = origin(source)
-    start = None if film.start is None else zero + Fraction(film.start)
-    return Cut(zero if start is None else start, start, None if film.end is None else zero + Fraction(film.end))
-
-
-def _join(
-    media: Media,
-    stream: BinaryIO,
-    target: Path,
-    seen: Look,
-    encoder: Encoder,
-    film: FilmOptions,
-    work: Work,
-    damaged: bool,
-) -> tuple[list[str], float]:
-    """The segments as they are and the source's other streams, into the target; notes, and the seconds missing."""
-    suffix = target.suffix.lower()
-    cut = _cut(media, stream, film)
-    duration = max(1, round(1 / seen.rate / seen.time_base))
-    if damaged:  # sound without a picture is no part of the good part
-        cut = Cut(cut.shift, cut.start, ((work.last or 0) + duration) * seen.time_base)
-    with (
-        open_video(media, stream) as (source, main),
-        open_segment(work.first()) as first,
-        write_aside(target) as partial,
-        av.open(f"file:{partial}", "w", format=MUXERS[suffix]) as output,
-    ):
-        template = first.streams.video[0]
-        video = output.add_stream_from_template(template, opaque=True)
-        label(video, main)
-        tag(video.codec_context, seen, template.codec_context.height)
-        video.time_base = seen.time_base
-        if encoder.codec == "hevc" and suffix != ".mkv":
-            video.codec_context.codec_tag = "hvc1"  # Apple's players take no other
-        handlers, notes = carry(source, main, output, suffix, cut)
-        if suffix in (".webm", ".mkv") and encoder.codec in ("vp9", "av1") and seen.pixel_aspect != 1:
-            # neither codec holds it, and PyAV leaves Matroska's own field empty
-            notes.append(
-                f"the pixel aspect {seen.pixel_aspect} is lost: {encoder.codec} in {suffix} has no place for it"
-            )
-        reach = [((work.last or 0) + duration) * seen.time_base]
-        others = _others(source, handlers, notes, reach)
-        for packet in merge(_pictures(work, video, seen, cut, duration), others, key=_when):
-            output.mux(packet)
-        output.close()  # writes the index, which can fail as any write
-        missing = 0.0 if film.end is not None else _missing(source, float(reach[0]))
-    return notes, missing
-
-
-def _missing(source: Any, reach: float) -> float:
-    """Seconds that a file promises after its last packet: Matroska and AVI that are cut short end without an error."""
-    if source.format.name not in ("matroska,webm", "avi") or not source.duration:
-        return 0.0
-    missing = ((source.start_time or 0) + source.duration) / 1_000_000 - reach
-    return missing if missing > 1 + 0.01 * reach else 0.0
-
-
-def _pictures(work: Work, video: Any, seen: Look, cut: Cut, duration: int) -> Iterator[Any]:
-    shift = round(cut.shift / seen.time_base)
-    for packet in work.packets(seen.time_base, duration):
-        packet.pts -= shift
-        packet.dts -= shift
-        packet.stream = video
-        yield packet
-
-
-def _others(source: Any, handlers: dict[int, Any], notes: list[str], reach: list[Fraction]) -> Iterator[Any]:
-    """The packets of the other streams, in the order of the source; `reach` holds the latest end in s so far."""
-    wanted = [s for s in source.streams if s.index in handlers]
-    if not wanted:
-        return
-    if source.format.name.startswith(("mov", "matroska")):
-        source.seek(0)  # a cover may have been looked for
-    try:
-        for packet in source.demux(wanted):
-            if packet.size and packet.pts is not None:
-                reach.append((packet.pts + (packet.duration or 0)) * packet.time_base)
-                reach[:] = [max(reach)]
-            if packet.size and not packet.is_corrupt:
-                yield from handlers[packet.stream.index](packet)
-    except (av.FFmpegError, OSError) as e:
-        notes.append(f"the other streams end early: {e}")
-    for stream in wanted:
-        with suppress(av.EOFError):
-            yield from handlers[stream.index](None)
-
-
-def _when(packet: Any) -> Fraction:
-    time = packet.dts if packet.dts is not None else packet.pts or 0
-    return Fraction(time) * Fraction(packet.time_base)
