@@ -12,10 +12,12 @@ from .config import RFPix2pixModel
 from .domains import Domain
 from .frame_cache import GIGABYTE, cache_folder
 from .job import Job
+from .net_config import ResNetSaliencyNet
 from .noise import Noise
+from .pairing import couple
 from .perceptual import build_perceptual
 from .run import Reporter, Run, open_run
-from .saliency import build_saliency_net
+from .saliency import build_saliency_net, resnet_weights
 from .velocity_net import build_velocity_net
 
 
@@ -33,6 +35,9 @@ def plan(job: Job, report: Reporter) -> list[str]:
             coupling = f"optimal transport within each {config.train_batch_size} pairs"
         case "structure":
             coupling = f"{config.structure_candidates} nearest by {config.structure_embedder}"
+        case "paired":
+            couple(run, 1)  # says what is wrong with the names
+            coupling = "each with the one of its own name"
     lines = [
         f"run       {run.folder}",
         f"device    {run.device}",
@@ -67,6 +72,8 @@ def plan(job: Job, report: Reporter) -> list[str]:
             f"phase 1   {kept(run, 'saliency')}{config.saliency_net.type}, {parameters(saliency):,} parameters, up to "
             f"{config.saliency_max_steps:,} steps, to {config.saliency_accuracy_threshold:.1%} of held-out pictures"
         )
+        if isinstance(config.saliency_net, ResNetSaliencyNet) and not run.finished("saliency"):
+            lines += [f"weights   {w}" for w in [resnet_weights(config.saliency_net)] if w]
     else:
         lines.append("phase 1   none (saliency_loss_weight is 0)")
     lines += [

@@ -72,7 +72,7 @@ def build_saliency_net(
             width = resnet.fc.in_features
             wanted = config.weights is not None or config.pretrained
             if wanted and load_weights:
-                resnet.load_state_dict(_resnet_weights(config, resnet))
+                resnet.load_state_dict(_load_resnet_weights(config, resnet))
             resnet.fc = nn.Identity()
             if latents is None:
                 backbone = nn.Sequential(ImageNetNormalize(), resnet)
@@ -109,25 +109,46 @@ def torchvision() -> ModuleType:
     return module
 
 
-def _resnet_weights(config: c.ResNetSaliencyNet, resnet: nn.Module) -> dict[str, Any]:
-    ways_out = (
-        'give the file with "weights" (--set saliency_net.weights=PATH), connect to the internet once, or train the '
-        'classifier from scratch with "pretrained": false'
-    )
+WAYS_OUT = (
+    'give the file with "weights" (--set saliency_net.weights=PATH), connect to the internet once, or train the '
+    'classifier from scratch with "pretrained": false'
+)
+
+
+def resnet_weights(config: c.ResNetSaliencyNet) -> str | None:
+    """Where the ImageNet weights of the backbone are, or will be downloaded from; None if it begins without any.
+
+    Raises:
+        UsageError: there is no file at `weights`.
+    """
+    if config.weights is not None:
+        path = Path(config.weights).expanduser()
+        if not path.is_file():
+            raise UsageError(f"saliency_net.weights: {path}: no such file; {WAYS_OUT}")
+        return str(path)
+    if not config.pretrained:
+        return None
+    url = torchvision().models.get_model_weights(config.backbone).DEFAULT.url
+    cache = _cached(url)
+    return str(cache) if cache.is_file() else f"to be downloaded from {url}"
+
+
+def _cached(url: str) -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+
+
+def _load_resnet_weights(config: c.ResNetSaliencyNet, resnet: nn.Module) -> dict[str, Any]:
     if config.weights is None:
         weights = torchvision().models.get_model_weights(config.backbone).DEFAULT
         try:
             state: dict[str, Any] = weights.get_state_dict(progress=False, check_hash=True)
         except (OSError, RuntimeError) as e:
-            cache = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
             raise UsageError(
-                f"saliency_net: the ImageNet weights of {config.backbone} are not at {cache} and could not be "
-                f"downloaded from {weights.url} ({e}); {ways_out}"
+                f"saliency_net: the ImageNet weights of {config.backbone} are not at {_cached(weights.url)} and could "
+                f"not be downloaded from {weights.url} ({e}); {WAYS_OUT}"
             ) from e
         return state
-    path = Path(config.weights).expanduser()
-    if not path.is_file():
-        raise UsageError(f"saliency_net.weights: {path}: no such file; {ways_out}")
+    path = Path(resnet_weights(config) or "")
     state = load_weights_file(path)
     own = resnet.state_dict()
     state = {k: own[k] if k.startswith("fc.") else v for k, v in state.items()}  # the ImageNet head is not used

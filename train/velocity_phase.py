@@ -125,7 +125,8 @@ def velocity_step(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     names = ("distance", "perceptual") if ends else ("flow", "saliency")
-    return dict(zip(names, total, strict=True)) | {"gradient": norm, "rate": learning_rate(config, step)}
+    figures = dict(zip(names, total if weights[1] else total[:1], strict=False))  # a term without weight says nothing
+    return figures | {"gradient": norm, "rate": learning_rate(config, step)}
 
 
 def sample_t(config: RFPix2pixModel, n: int, rng: torch.Generator) -> Tensor:

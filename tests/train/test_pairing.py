@@ -3,12 +3,14 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from rfp.runtime import UsageError
 from rfp.train.coupling import random_pairs, structure_pairs
 from rfp.train.domains import Crop, open_domain
+from rfp.train.job import Job
 from rfp.train.pairing import couple, ever_drawn
 from rfp.train.plan import plan
 from rfp.train.run import open_run
-from trainings import Listener, draw_domains, finish, job
+from trainings import Listener, draw_domains, finish, job, tiny
 
 STRUCTURE = {"structure_pairing": True, "structure_candidates": 2, "saliency_loss_weight": 0}
 
@@ -34,6 +36,13 @@ def test_coupling_by_either_key_is_the_same_training(work):
 )
 def test_the_plan_names_the_coupling(work, changes, said):
     assert any(line.startswith("coupling") and said in line for line in plan(job(work, **changes), Listener()))
+
+
+def test_the_plan_of_pairs_by_name_finds_names_that_differ(work):
+    with pytest.raises(UsageError, match="coupling paired: picture"):
+        plan(job(work, coupling="paired"), Listener())
+    both = Job(tiny(coupling="paired"), (work / "dark",), (work / "dark",), work / "planned", device="cpu")
+    assert any("coupling  each with the one of its own name" in line for line in plan(both, Listener()))
 
 
 def test_hubs_do_not_keep_any_picture_from_being_drawn(work):

@@ -272,6 +272,12 @@ def test_a_dry_run_describes_and_writes_nothing(work):
     assert sorted(work.rglob("*")) == before
     resnet = {"type": "ResNetSaliencyNet", "backbone": "resnet18", "pretrained": False}
     assert "11,4" in "\n".join(plan(job(work, "planned", max_size=32, saliency_net=resnet), Listener()))
+    missing = resnet | {"weights": str(work / "none.pth")}
+    with pytest.raises(UsageError, match="no such file"):
+        plan(job(work, "planned", max_size=32, saliency_net=missing), Listener())
+    wanted = job(work, "planned", max_size=32, saliency_net=resnet | {"pretrained": True})
+    downloaded = "\n".join(plan(wanted, Listener()))
+    assert "weights   to be downloaded from https://download.pytorch.org/" in downloaded or "resnet18" in downloaded
     assert "goes on   from velocity step 6" in "\n".join(plan(job(work, "whole"), Listener()))
 
 
