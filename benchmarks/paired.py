@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from rfp.cli.gallery import gallery
-from rfp.cli.train import reporter
+from rfp.cli.train_report import reporter
 from rfp.export.bundle import export_bundle
 from rfp.runtime import translate
 from rfp.runtime.media import discover, read_image

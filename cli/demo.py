@@ -8,7 +8,6 @@ import typer
 
 from ..runtime.errors import MediaError
 from .export import require_export
-from .train import reporter
 
 SHOWN = 12
 """Held-out scenes in the gallery."""
@@ -35,6 +34,7 @@ def demo(
     from ..train.reading import load_config
     from ..train.run import Interrupted, train
     from .demo_data import write_demo_data
+    from .train_report import reporter
 
     seconds: dict[str, float] = {}
     data, run, bundle, results = (output / name for name in ("data", "run", "bundle", "translated"))

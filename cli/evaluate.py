@@ -1,14 +1,13 @@
 """`rfp evaluate`: how good a bundle's translations are, in figures."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
-from rich.console import Console
-from rich.progress import Progress
 
 from .train import require_train
 
@@ -118,11 +117,13 @@ def _classifier(run: Path | None, device: str) -> "Classifier | None":
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
     """A bar for what is under way where stderr is a terminal; else nothing."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    if not sys.stderr.isatty():
         yield lambda what, done, total: None
         return
-    with Progress(console=console, transient=True) as bar:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
         tasks: dict[str, Any] = {}
 
         def on_progress(what: str, done: int, total: int) -> None:

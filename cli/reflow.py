@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..runtime.errors import UsageError
-from .train import data_of, reporter, require_train
+from .train import data_of, require_train
 
 if TYPE_CHECKING:
     from ..train.job import Job
@@ -87,6 +87,7 @@ def _train(
     require_train()
     from ..train import ranks
     from ..train.run import Interrupted, train
+    from .train_report import reporter
 
     for name, value in (("steps", steps), ("pairs", pairs), ("images", images), ("making-steps", making_steps)):
         if value is not None and value < 1:

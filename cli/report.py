@@ -1,13 +1,12 @@
 """What `rfp translate` and `rfp generate` show while they work, and what they print in the end."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
     from ..runtime import Event, Report
@@ -16,12 +15,14 @@ if TYPE_CHECKING:
 @contextmanager
 def progress(what: str) -> Iterator[Callable[["Event"], None]]:
     """A bar that moves where stderr is a terminal, else one line for each input that ended."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    if not sys.stderr.isatty():
         yield _print_line
         return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns, console=Console(stderr=True)) as bar:
         inputs = bar.add_task(what, total=None)
         frames = bar.add_task("frames", total=None, visible=False)
 

@@ -1,14 +1,13 @@
 """`rfp split`: uncategorised pictures into two domains, by a trained classifier."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ..runtime.errors import UsageError
 from .train import require_train
@@ -84,8 +83,7 @@ def split(
 @contextmanager
 def _progress() -> Iterator[Callable[[object], None]]:
     """A running count where stderr is a terminal, else a line for every thousandth picture."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    if not sys.stderr.isatty():
         count = 0
 
         def on_end(ended: object) -> None:
@@ -96,7 +94,11 @@ def _progress() -> Iterator[Callable[[object], None]]:
 
         yield on_end
         return
-    with Progress(TextColumn("{task.completed} pictures"), BarColumn(), TimeElapsedColumn(), console=console) as bar:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = TextColumn("{task.completed} pictures"), BarColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("", total=None)
         yield lambda ended: bar.advance(task)
 

@@ -92,8 +92,7 @@ def translate(
     input, the model or the options changed (translate.jsonl in OUTPUT keeps account); other files are left alone.
     Exits with 1 if an input failed.
     """
-    from ..runtime import translate as run  # numpy, PyAV and Pillow: not for `rfp --help`
-    from ..runtime.slider_page import check_page, write_page
+    from ..runtime import translate as run  # numpy and Pillow: not for `rfp --help`
     from ..runtime.watch import SETTLED, watch
 
     flow = FlowOptions(
@@ -113,6 +112,8 @@ def translate(
     pictures = PictureOptions(format_, quality)
     folder = FolderOptions(shard=_shard(shard), shuffle=shuffle, limit=limit, settled=SETTLED if keep_watch else 0.0)
     if page is not None:
+        from ..runtime.slider_page import check_page, write_page  # PyAV takes 50 ms to import
+
         check_page(page)
 
     def once(again: bool) -> "Report":

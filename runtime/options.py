@@ -92,6 +92,9 @@ class FilmOptions:
             raise UsageError(f"end is {self.end} s, and start {self.start or 0} s; wanted an end after the start")
 
 
+AS_IT_IS = FilmOptions()
+
+
 def in_range(name: str, value: object, low: int, high: int, *others: object) -> None:
     """Raise UsageError unless value is one of the others, or a whole number from low to high."""
     if value in others or (isinstance(value, int) and not isinstance(value, bool) and low <= value <= high):

@@ -9,17 +9,15 @@ from pathlib import Path
 
 from .bundle import Bundle, opened
 from .codec import open_codec
-from .encoders import choose
 from .errors import MediaError, RfpError, UsageError
 from .flow import DEFAULTS, Flow
 from .images import Task, translate_images
 from .ledger import Ledger, identify, model_hash, settings, stat_of
 from .media import paths
-from .options import FilmOptions, FlowOptions, FolderOptions, PictureOptions
+from .options import AS_IT_IS, FilmOptions, FlowOptions, FolderOptions, PictureOptions
 from .plan import Job, plan, selected
 from .report import Event, Report, ended
 from .velocity import Velocity
-from .video import AS_IT_IS, translate_video
 
 PICTURES, FOLDERS = PictureOptions(), FolderOptions()
 
@@ -80,8 +78,11 @@ def translate(
     one_file = [job.target for job in jobs] == [out]
     jobs = selected([job for job in jobs if _settled(job, folder.settled)], folder.shard, folder.shuffle, folder.limit)
     videos = {job.target.suffix.lower() for job in jobs if job.media.kind == "video"}
-    for suffix in sorted(videos):
-        choose(film, suffix)
+    if videos:
+        from .encoders import choose  # PyAV takes 50 ms to import
+
+        for suffix in sorted(videos):
+            choose(film, suffix)
     if film != AS_IT_IS and not videos:
         raise UsageError("options for videos were given (codec, crf, pix_fmt, start, end, compare), but there is none")
     graphs = Velocity(loaded, flow.device, flow.threads), open_codec(loaded, flow.device, flow.threads)
@@ -107,6 +108,8 @@ def translate(
     if report.images:
         report.images_per_second = report.images / (time.monotonic() - started)
     if films := [job for job in jobs if job.media.kind == "video"]:
+        from .video import translate_video
+
         ledger = new_ledger(settings(loaded, flow, film) | ({"steady": steady} if steady else {}))
         started = time.monotonic()
         for job in films:

@@ -10,18 +10,16 @@ from PIL import Image
 
 from .bundle import Bundle, opened
 from .codec import Codec, open_codec
-from .encoders import choose
 from .errors import MediaError, UsageError
 from .flow import DEFAULTS, Flow
 from .images import in_order
 from .manifest import Manifest
 from .media import Media, read_image, upright_rgb
-from .options import FilmOptions, FlowOptions
+from .options import AS_IT_IS, FilmOptions, FlowOptions
 from .pipeline import ahead
 from .pixels import Uint8
 from .plan import WRITABLE_VIDEOS
 from .velocity import Velocity
-from .video import AS_IT_IS, translate_video
 
 
 class Translator:
@@ -90,6 +88,9 @@ class Translator:
             UsageError: an option out of range, or `out` is the source, is there already, or has an unknown suffix.
             MediaError: the source is damaged, or `out` cannot be written.
         """
+        from .encoders import choose  # PyAV takes 50 ms to import
+        from .video import translate_video
+
         source, target = Path(path), Path(out)
         if target.suffix.lower() not in WRITABLE_VIDEOS:
             raise UsageError(f"{target}: wanted a name that ends in {', '.join(sorted(WRITABLE_VIDEOS))}")

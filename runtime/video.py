@@ -24,7 +24,7 @@ from .flow import Flow
 from .frames import Item, Look, look, read
 from .joining import cut_of, join
 from .media import Media
-from .options import FilmOptions
+from .options import AS_IT_IS, FilmOptions
 from .pipeline import ahead
 from .pixels import Uint8
 from .segments import SEGMENT, Segment, Work, delay_of, work_on
@@ -33,7 +33,6 @@ from .upscale import given_back, resized
 
 Made = tuple[int, Uint8, "tuple[Any, Any] | None"]
 """pts, the picture that is written, and at the end of a segment what the next one's frames need of this one's."""
-AS_IT_IS = FilmOptions()
 
 
 def translate_video(

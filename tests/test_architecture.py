@@ -77,6 +77,14 @@ def test_what_every_command_imports_is_light(code):
     assert not HEAVY & set(json.loads(out))
 
 
+def test_translating_pictures_imports_no_video_library_and_no_progress_bar():
+    code = "import rfp.cli.main, rfp.runtime.translation, rfp.runtime.translator"
+    out = subprocess.check_output(
+        [sys.executable, "-c", f"import json, sys; {code}; print(json.dumps([*sys.modules]))"]
+    )
+    assert not {"av", "rich", "http.server", "pydantic", "onnxruntime", "torch"} & set(json.loads(out))
+
+
 def test_help_works_without_the_training_packages():
     code = (
         "import sys; sys.modules.update(dict.fromkeys(['torch', 'torchvision', 'pydantic', 'onnx', 'safetensors']));"

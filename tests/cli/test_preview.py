@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from rfp.cli.main import app
-from rfp.cli.preview import PORT, serve
+from rfp.cli.site_server import PORT, serve
 from typer.testing import CliRunner
 
 

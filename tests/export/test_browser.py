@@ -18,7 +18,7 @@ import torch
 from browsers import CHROMIUM, fetch_playwright, image_of, in_chromium, in_node, levels, served
 from PIL import Image
 from rfp.cli.main import app
-from rfp.cli.preview import serve
+from rfp.cli.site_server import serve
 from rfp.runtime import FlowOptions, generate, integrate, load_bundle, translate
 from rfp.runtime.codec import open_codec
 from rfp.runtime.flow import Flow
