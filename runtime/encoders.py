@@ -13,6 +13,7 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 
 from .errors import UsageError
+from .files import Nowhere
 from .frames import BT709, YUV, Look, matrix
 from .options import FilmOptions
 from .pixels import Uint8
@@ -124,16 +125,11 @@ def _check(encoder: Encoder, asked: str) -> None:
         raise UsageError(f"pix_fmt {encoder.pix_fmt!r} is not for {asked}; wanted {usable}")
     if encoder.name == asked:  # hardware: FFmpeg knows its name on every machine
         try:
-            with av.open(_Nowhere(), "w", format="matroska") as out:
+            with av.open(Nowhere(), "w", format="matroska") as out:
                 look = Look(320, 240, Fraction(1), Fraction(25), Fraction(1, 25), None, 2, 2)
                 add_video(out, encoder, look, 320, 240).codec_context.open()
         except (av.FFmpegError, OSError, ValueError) as e:
             raise UsageError(f"codec {asked!r} could not start here ({e}); without --codec h264 is written") from e
-
-
-class _Nowhere:
-    def write(self, data: bytes) -> int:
-        return len(data)
 
 
 def add_video(output: Any, encoder: Encoder, seen: Look, width: int, height: int) -> Any:

@@ -1,7 +1,9 @@
 """The finished segments of a film and the other streams of its source become one file, nothing encoded again."""
 
-from collections.abc import Iterator
+import errno
+from collections.abc import Container, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from fractions import Fraction
 from heapq import merge
 from pathlib import Path
@@ -9,63 +11,119 @@ from typing import Any, BinaryIO
 
 import av
 
+from .cut import Cut, cut_of
 from .encoders import Encoder, tag
-from .files import write_aside
-from .frames import Look, open_video, origin
+from .files import Nowhere, write_aside
+from .frames import Look, open_video
 from .media import Media
 from .options import FilmOptions
 from .segments import Work, open_segment
-from .streams import MUXERS, Cut, carry, label
+from .streams import MUXERS, carry, covers_of, label
 
 
-def cut_of(media: Media, stream: BinaryIO, film: FilmOptions) -> Cut:
-    with open_video(media, stream) as (source, _):
-        zero = origin(source)
-    start = None if film.start is None else zero + Fraction(film.start)
-    return Cut(zero if start is None else start, start, None if film.end is None else zero + Fraction(film.end))
+@dataclass(frozen=True)
+class Film:
+    """The finished segments of a film, and what they were made of and with."""
+
+    media: Media
+    stream: BinaryIO
+    seen: Look
+    encoder: Encoder
+    options: FilmOptions
+    work: Work
+    damaged: bool
+
+    @property
+    def frame(self) -> int:
+        """How long a frame is shown, in the time base of the picture."""
+        return max(1, round(1 / self.seen.rate / self.seen.time_base))
+
+    @property
+    def end(self) -> Fraction:
+        """When the last frame ends, in s of the source's clock."""
+        return ((self.work.last or 0) + self.frame) * self.seen.time_base
 
 
-def join(
-    media: Media,
-    stream: BinaryIO,
-    target: Path,
-    seen: Look,
-    encoder: Encoder,
-    film: FilmOptions,
-    work: Work,
-    damaged: bool,
-) -> tuple[list[str], float]:
-    """The segments as they are and the source's other streams, into the target; notes, and the seconds missing."""
+def join(film: Film, target: Path) -> tuple[list[str], float]:
+    """The segments as they are and the source's other streams, into the target.
+
+    A stream that the container does not take, which may show as late as in its last packet, is left out.
+
+    Returns:
+        Notes on what is not as it was, and the seconds that the source lacks of what it says.
+    """
     suffix = target.suffix.lower()
-    cut = cut_of(media, stream, film)
-    duration = max(1, round(1 / seen.rate / seen.time_base))
-    if damaged:  # sound without a picture is no part of the good part
-        cut = Cut(cut.shift, cut.start, ((work.last or 0) + duration) * seen.time_base)
+    with write_aside(target) as partial:
+        try:
+            return _join(film, suffix, f"file:{partial}")
+        except (av.FFmpegError, ValueError) as e:
+            refused, anew = ({}, set()) if getattr(e, "errno", None) in _DISK else _refused(film, suffix)
+            if not refused and not anew:
+                raise
+            notes, missing = _join(film, suffix, f"file:{partial}", refused, anew)
+            return [*notes, *refused.values()], missing
+
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+
+
+def _refused(film: Film, suffix: str) -> tuple[dict[int, str], set[int]]:
+    """Of the streams that cannot be copied where each is the only one beside the picture, by their indices: notes on
+    those that cannot be made anew either, and those that can. None where the picture alone cannot be written."""
+    with open_video(film.media, film.stream) as (source, main):
+        kinds = {s.index: s.type for s in source.streams if s is not main}
+    refused: dict[int, str] = {}
+    anew: set[int] = set()
+    for index, again in [(None, False), *((k, again) for k in kinds for again in (False, True))]:
+        if again and index not in refused:
+            continue
+        try:
+            _join(film, suffix, Nowhere(), kinds.keys() - {index}, {index} if again else ())
+            if again:
+                anew.add(index)
+                del refused[index]
+        except (av.FFmpegError, ValueError) as e:
+            if index is None:
+                break
+            refused.setdefault(index, f"{kinds[index]} left out: {suffix} refused it ({e})")
+    return refused, anew
+
+
+def _join(
+    film: Film, suffix: str, file: str | Nowhere, without: Container[int] = (), anew: Container[int] = ()
+) -> tuple[list[str], float]:
+    media, stream, seen, encoder, work = film.media, film.stream, film.seen, film.encoder, film.work
+    cut = cut_of(media, stream, film.options)
+    if film.damaged:  # sound without a picture is no part of the good part
+        cut = Cut(cut.shift, cut.start, film.end)
+    with open_video(media, stream) as (source, _):
+        covers = covers_of(source)
     with (
         open_video(media, stream) as (source, main),
         open_segment(work.first()) as first,
-        write_aside(target) as partial,
-        av.open(f"file:{partial}", "w", format=MUXERS[suffix]) as output,
+        av.open(file, "w", format=MUXERS[suffix]) as output,
     ):
         template = first.streams.video[0]
         video = output.add_stream_from_template(template, opaque=True)
         label(video, main)
         tag(video.codec_context, seen, template.codec_context.height)
-        video.time_base = seen.time_base
+        video.time_base, video.codec_context.framerate = seen.time_base, seen.rate
+        if cut.start:
+            video.metadata.pop("timecode", None)  # of the first frame, which is not there
         if encoder.codec == "hevc" and suffix != ".mkv":
             video.codec_context.codec_tag = "hvc1"  # Apple's players take no other
-        handlers, notes = carry(source, main, output, suffix, cut)
+        handlers, notes = carry(source, main, output, suffix, cut, covers, without, anew)
         if suffix in (".webm", ".mkv") and encoder.codec in ("vp9", "av1") and seen.pixel_aspect != 1:
             # neither codec holds it, and PyAV leaves Matroska's own field empty
             notes.append(
                 f"the pixel aspect {seen.pixel_aspect} is lost: {encoder.codec} in {suffix} has no place for it"
             )
-        reach = [((work.last or 0) + duration) * seen.time_base]
+        reach = [film.end]
         others = _others(source, handlers, notes, reach)
-        for packet in merge(_pictures(work, video, seen, cut, duration), others, key=_when):
+        for packet in merge(_pictures(work, video, seen, cut, film.frame), others, key=_when):
             output.mux(packet)
         output.close()  # writes the index, which can fail as any write
-        missing = 0.0 if film.end is not None else _missing(source, float(reach[0]))
+        missing = 0.0 if film.options.end is not None else _missing(source, float(reach[0]))
     return notes, missing
 
 
@@ -73,7 +131,7 @@ def _missing(source: Any, reach: float) -> float:
     """Seconds that a file promises after its last packet: Matroska and AVI that are cut short end without an error."""
     if source.format.name not in ("matroska,webm", "avi") or not source.duration:
         return 0.0
-    missing = ((source.start_time or 0) + source.duration) / 1_000_000 - reach
+    missing = source.duration / 1_000_000 - reach  # both count from zero, wherever the film starts
     return missing if missing > 1 + 0.01 * reach else 0.0
 
 
@@ -91,8 +149,6 @@ def _others(source: Any, handlers: dict[int, Any], notes: list[str], reach: list
     wanted = [s for s in source.streams if s.index in handlers]
     if not wanted:
         return
-    if source.format.name.startswith(("mov", "matroska")):
-        source.seek(0)  # a cover may have been looked for
     try:
         for packet in source.demux(wanted):
             if packet.size and packet.pts is not None:

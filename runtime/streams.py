@@ -1,8 +1,7 @@
 """Every stream of a film beside its picture: copied packet by packet where the new container takes it."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Container, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from fractions import Fraction
 from io import BytesIO
 from typing import Any
@@ -10,48 +9,33 @@ from typing import Any
 import av
 from av.stream import Disposition
 
+from .cut import Cut, Handler
+from .recoding import sound, words
+
 MUXERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
-_AUDIO = {".webm": ("libopus", 48000), ".mkv": ("libopus", 48000)}
-_AAC = ("aac", None)
-_TEXT = {".mp4": "mov_text", ".m4v": "mov_text", ".mov": "mov_text", ".webm": "webvtt", ".mkv": "ass"}
 _COVERS = {"mjpeg": ("jpg", "image/jpeg"), "png": ("png", "image/png")}
+_PREROLL = Fraction(1, 10)
+"""Seconds of sound before the beginning that a decoder may need; Opus asks for the longest, 80 ms."""
 _OF_THE_FILE = ("major_brand", "minor_version", "compatible_brands", "encoder", "duration")
 _WORDS = ("BPS", "DURATION", "NUMBER_OF_FRAMES", "NUMBER_OF_BYTES", "_STATISTICS", "ENCODER", "encoder")
 
 
-@dataclass(frozen=True)
-class Cut:
-    """What is kept, in s of the source's clock, and what is taken off every time."""
-
-    shift: Fraction
-    start: Fraction | None
-    end: Fraction | None
-
-    def place(self, packet: Any, spans: bool = False) -> bool:
-        """Move a packet's times; False for one outside. One that `spans` is kept in part where it reaches inside."""
-        base = packet.time_base
-        time, long = packet.pts * base, (packet.duration or 0) * base
-        if self.end is not None and time >= self.end:
-            return False
-        if self.start is not None and time < self.start:
-            if not (spans and time + long > self.start):
-                return False
-            packet.duration = round((time + long - self.start) / base)
-            packet.pts = packet.dts = round(self.start / base)
-        if spans and self.end is not None and packet.duration:
-            packet.duration = min(packet.duration, round(self.end / base) - packet.pts)
-        shift = round(self.shift / base)
-        packet.pts -= shift
-        packet.dts = packet.pts if packet.dts is None else packet.dts - shift
-        return True
-
-
-Handler = Callable[[Any], Iterable[Any]]
-"""A packet of the source, or None at its end → packets of the output."""
-
-
-def carry(source: Any, main: Any, output: Any, suffix: str, cut: Cut) -> tuple[dict[int, Handler], list[str]]:
+def carry(
+    source: Any,
+    main: Any,
+    output: Any,
+    suffix: str,
+    cut: Cut,
+    covers: Mapping[int, bytes],
+    without: Container[int],
+    anew: Container[int],
+) -> tuple[dict[int, Handler], list[str]]:
     """Add to `output` a stream for each of the source's others, its chapters and metadata.
+
+    Args:
+        covers: the pictures that `covers_of` found, by the index of their streams.
+        without: indices of streams that are not carried over.
+        anew: indices of streams that are not copied, whatever the container says to their headers.
 
     Returns:
         What turns the packets of each stream that is carried over, by its index; and notes on what is not as it was.
@@ -59,14 +43,16 @@ def carry(source: Any, main: Any, output: Any, suffix: str, cut: Cut) -> tuple[d
     handlers: dict[int, Handler] = {}
     notes: list[str] = []
     for stream in source.streams:
-        if stream is main:
+        if stream is main or stream.index in without:
             continue
-        name = stream.codec_context.name if stream.codec_context else "unknown"
-        cover = stream.type == "video" and stream.disposition & Disposition.attached_pic
-        if stream.type == "data" and name in ("unknown", "bin_data", None):
+        name = stream.codec_context.name if stream.codec_context else getattr(stream, "name", None)
+        cover = is_cover(stream)
+        if stream.type == "data" and name in ("bin_data", None) and source.format.name.startswith("mov"):
             continue  # time codes and chapter texts, which a muxer makes anew out of metadata
         if cover and suffix == ".mkv" and name in _COVERS:
-            _attach_cover(source, stream, output, name)
+            if stream.index in covers:
+                ending, kind = _COVERS[name]
+                output.add_attachment(f"cover.{ending}", kind, covers[stream.index])
             continue
         if stream.type == "attachment":
             if suffix == ".mkv":
@@ -74,20 +60,40 @@ def carry(source: Any, main: Any, output: Any, suffix: str, cut: Cut) -> tuple[d
             else:
                 notes.append(f"attachment left out: {suffix} takes none (.mkv would)")
             continue
-        if _takes(suffix, stream, bool(cover)):
-            handlers[stream.index] = _copying(_added(output, stream), stream, cut, bool(cover))
+        if stream.index not in anew and _takes(suffix, stream, cover):
+            handlers[stream.index] = _copying(_added(output, stream), stream, cut, suffix)
             if stream.type == "video" and not cover:
                 notes.append(f"video stream {stream.index} is copied as it is; only the main one is translated")
         elif stream.type == "audio" and stream.codec_context:
-            handlers[stream.index] = _encoding(output, stream, suffix, cut)
+            made, handlers[stream.index] = sound(output, stream, suffix, cut)
+            label(made, stream)
             notes.append(f"audio made anew: {suffix} does not take {name}")
         elif stream.type == "subtitle" and stream.codec_context and stream.codec_context.codec.text_sub:
-            handlers[stream.index] = _texts(output, stream, suffix, cut)
+            made, handlers[stream.index] = words(output, stream, suffix, cut)
+            label(made, stream)
         else:
-            notes.append(f"{stream.type} left out: {suffix} does not take {name} (.mkv may)")
+            kind, form = "cover" if cover else stream.type, name or "a kind unknown to FFmpeg"
+            elsewhere = "" if suffix == ".mkv" else " (.mkv may)"
+            notes.append(f"{kind} left out: {suffix} does not take {form}{elsewhere}")
     output.metadata.update({k: v for k, v in source.metadata.items() if k.lower() not in _OF_THE_FILE})
     _chapters(source, output, cut)
     return handlers, notes
+
+
+def is_cover(stream: Any) -> bool:
+    return stream.type == "video" and bool(stream.disposition & Disposition.attached_pic)
+
+
+def covers_of(source: Any) -> dict[int, bytes]:
+    """The pictures that are attached to a container, by the index of their streams."""
+    wanted = [s for s in source.streams if is_cover(s)]
+    found: dict[int, bytes] = {}
+    for packet in source.demux(wanted) if wanted else ():
+        if packet.size:
+            found.setdefault(packet.stream.index, bytes(packet))
+        if len(found) == len(wanted):
+            break
+    return found
 
 
 def label(stream: Any, source: Any) -> None:
@@ -106,7 +112,7 @@ def _added(output: Any, template: Any) -> Any:
 
 def _takes(suffix: str, stream: Any, cover: bool) -> bool:
     """Whether the container holds such a stream, by trying: its header may fail where the list of codecs does not."""
-    if cover and suffix not in (".mp4", ".m4v", ".mov"):
+    if cover and suffix not in (".mp4", ".m4v"):
         return False
     try:
         with av.open(BytesIO(), "w", format=MUXERS[suffix]) as trial:
@@ -117,10 +123,13 @@ def _takes(suffix: str, stream: Any, cover: bool) -> bool:
     return True
 
 
-def _copying(stream: Any, source: Any, cut: Cut, cover: bool) -> Handler:
-    spans = source.type == "subtitle"
+def _copying(stream: Any, source: Any, cut: Cut, suffix: str) -> Handler:
+    spans, cover = source.type == "subtitle", is_cover(source)
+    apart = 0 if suffix in (".mkv", ".webm") else 1  # the least between two packets of a stream
+    last: int | None = None
 
     def handle(packet: Any) -> Iterator[Any]:
+        nonlocal last
         if packet is None or packet.size == 0:
             return
         if cover:
@@ -129,83 +138,18 @@ def _copying(stream: Any, source: Any, cut: Cut, cover: bool) -> Handler:
             return
         else:
             packet.pts = packet.dts if packet.pts is None else packet.pts
+            if packet.is_discard and packet.pts * packet.time_base < cut.shift - _PREROLL:
+                return  # before the beginning that an edit list sets
             if not cut.place(packet, spans):
                 return
+            if last is not None and packet.dts < last + apart:  # time that stands still or goes back
+                packet.dts = last + apart
+                packet.pts = max(packet.pts, packet.dts)
+            last = packet.dts
         packet.stream = stream
         yield packet
 
     return handle
-
-
-def _encoding(output: Any, source: Any, suffix: str, cut: Cut) -> Handler:
-    codec, rate = _AUDIO.get(suffix, _AAC)
-    stream = output.add_stream(codec, rate=rate or source.codec_context.sample_rate)
-    channels = source.codec_context.layout.nb_channels
-    stream.codec_context.layout = source.codec_context.layout.name if channels <= 2 else "5.1"
-    stream.codec_context.bit_rate = 80_000 * min(channels, 6)
-    label(stream, source)
-    made: list[Any] = []  # opened by the header, which tells how long its frames are
-
-    def resampler() -> Any:
-        if not made:
-            context = stream.codec_context
-            context.open(strict=False)
-            made.append(
-                av.AudioResampler(
-                    context.format.name, context.layout.name, context.sample_rate, frame_size=context.frame_size or None
-                )
-            )
-        return made[0]
-
-    def handle(packet: Any) -> Iterator[Any]:
-        frames: list[Any] = []
-        with suppress(av.InvalidDataError):  # one packet of sound that is damaged
-            frames = source.codec_context.decode(packet)
-        for frame in frames:
-            time = None if frame.pts is None else frame.pts * frame.time_base
-            if time is None or (cut.start and time < cut.start) or (cut.end is not None and time >= cut.end):
-                continue
-            frame.pts -= round(cut.shift / frame.time_base)
-            for block in resampler().resample(frame):
-                yield from stream.encode(block)
-        if packet is None and made:
-            for block in resampler().resample(None):
-                yield from stream.encode(block)
-            yield from stream.encode(None)
-
-    return handle
-
-
-def _texts(output: Any, source: Any, suffix: str, cut: Cut) -> Handler:
-    stream = output.add_stream(_TEXT[suffix])
-    if not source.codec_context.is_open:
-        source.codec_context.open(strict=False)  # which makes the header that an encoder asks for
-    stream.codec_context.subtitle_header = source.codec_context.subtitle_header
-    stream.time_base = Fraction(1, 1000)
-    label(stream, source)
-
-    def handle(packet: Any) -> Iterator[Any]:
-        if packet is None or packet.size == 0 or packet.pts is None or not cut.place(packet, spans=True):
-            return
-        text = None
-        with suppress(av.FFmpegError):
-            text = source.codec_context.decode2(packet)
-        if text is None or not len(text):
-            return
-        made = stream.codec_context.encode_subtitle(text)
-        made.time_base, made.pts, made.dts = packet.time_base, packet.pts, packet.pts
-        made.duration, made.stream = packet.duration, stream
-        yield made
-
-    return handle
-
-
-def _attach_cover(source: Any, stream: Any, output: Any, name: str) -> None:
-    ending, kind = _COVERS[name]
-    source.seek(0)
-    packet = next((p for p in source.demux(stream) if p.size), None)
-    if packet is not None:
-        output.add_attachment(f"cover.{ending}", kind, bytes(packet))
 
 
 def _chapters(source: Any, output: Any, cut: Cut) -> None:

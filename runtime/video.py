@@ -17,12 +17,13 @@ import av
 import numpy as np
 
 from .compare import compared
+from .cut import cut_of
 from .encoders import Encoder, add_video, choose, to_frame
 from .errors import DamagedError, MediaError
 from .files import write_aside
 from .flow import Flow
 from .frames import Item, Look, look, read
-from .joining import cut_of, join
+from .joining import Film, join
 from .media import Media
 from .options import AS_IT_IS, FilmOptions
 from .pipeline import ahead
@@ -76,7 +77,7 @@ def translate_video(
             if not work.segments:
                 raise damage or MediaError(f"{media}: holds no frame between --start and --end")
             try:
-                notes, missing = join(media, stream, target, seen, encoder, film, work, damage is not None)
+                notes, missing = join(Film(media, stream, seen, encoder, film, work, damage is not None), target)
             except (av.FFmpegError, OSError, ValueError) as e:
                 raise MediaError(f"{target}: cannot be written: {e}{_kept(work)}") from e
             work.remove()
