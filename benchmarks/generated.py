@@ -16,7 +16,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from rfp.runtime.media import discover, read_image
+from rfp.runtime.discovery import discover
+from rfp.runtime.media import read_image
 from rfp.runtime.noise import noises
 from rfp.runtime.pixels import Uint8, to_float, to_uint8
 from rfp.train.saliency import ImageNetNormalize, torchvision

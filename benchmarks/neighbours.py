@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rfp.runtime.media import discover, read_image
+from rfp.runtime.discovery import discover
+from rfp.runtime.media import read_image
 from rfp.train import neighbours
 from rfp.train.embedders import thumbnail
 from rfp.train.neighbours import nearest

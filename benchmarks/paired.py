@@ -15,7 +15,8 @@ from rfp.cli.gallery import gallery
 from rfp.cli.train_report import reporter
 from rfp.export.bundle import export_bundle
 from rfp.runtime import translate
-from rfp.runtime.media import discover, read_image
+from rfp.runtime.discovery import discover
+from rfp.runtime.media import read_image
 from rfp.runtime.metrics import l1, psnr, ssim, texture_energy
 from rfp.runtime.pixels import Uint8
 from rfp.train.job import Job

@@ -20,8 +20,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from rfp.runtime.discovery import discover
 from rfp.runtime.euler import integrate
-from rfp.runtime.media import discover, read_image
+from rfp.runtime.media import read_image
 from rfp.runtime.metrics import psnr, ssim, texture_energy
 from rfp.runtime.pixels import Uint8, to_float, to_uint8
 from rfp.train.coupling import Pair, random_pairs, structure_pairs

@@ -75,7 +75,7 @@ def folder(args: argparse.Namespace) -> None:
             print(f"{args.images} pictures of {side} px: wall {wall:.1f} s, calls {calls:.1f} s ({layout}): ", end="")
             print(f"{wall / calls:.2f}")
         if args.film:
-            from rfp.runtime.media import discover
+            from rfp.runtime.discovery import discover
             from rfp.runtime.video import look
 
             (media,) = discover([args.film])

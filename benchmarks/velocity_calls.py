@@ -63,7 +63,7 @@ def main() -> None:
                 bundle, [args.film], Path(folder) / args.film.name, flow=FlowOptions(size=args.size), on_event=count
             )
             whole = time.perf_counter() - start
-        from rfp.runtime.media import discover
+        from rfp.runtime.discovery import discover
         from rfp.runtime.video import look  # the film's own shape
 
         media = discover([args.film])[0]

@@ -87,7 +87,8 @@ def compare(inputs: Path, outputs: Path, truths: Path, picture: Path) -> list[st
     """Score translations beside the untouched inputs, write the gallery, and return the table's lines."""
     import numpy as np
 
-    from ..runtime.media import discover, read_image
+    from ..runtime.discovery import discover
+    from ..runtime.media import read_image
     from ..runtime.metrics import psnr, ssim, texture_energy
     from .gallery import gallery
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from ..runtime.discovery import discover
 from ..runtime.errors import UsageError
 from ..runtime.euler import integrate
-from ..runtime.media import discover, read_image
+from ..runtime.media import read_image
 from ..runtime.noise import noises
 from ..runtime.pixels import Float, Uint8, to_float
 from .proof import Made

@@ -13,12 +13,13 @@ from PIL import Image
 
 from .bundle import Bundle
 from .codec import open_codec
+from .discovery import discover
 from .distances import FEWEST
 from .errors import MediaError, UsageError
 from .euler import Solver
 from .flow import Flow
 from .judging import Figure, Judge, Scene, judged
-from .media import discover, paths, read_image
+from .media import paths, read_image
 from .metrics import psnr, ssim
 from .options import FlowOptions
 from .pixels import Uint8

@@ -1,11 +1,10 @@
-"""The one discovery of media: images, videos and zips, for training and for translating."""
+"""Media in files and zips, and the one way of decoding an image."""
 
 import os
-import re
 import threading
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from io import BytesIO
@@ -15,7 +14,7 @@ from typing import BinaryIO, Literal
 import numpy as np
 from PIL import Image, ImageOps
 
-from .errors import MediaError, RfpError, UsageError
+from .errors import MediaError, RfpError
 
 IMAGE_SUFFIXES = frozenset({".png", ".apng", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg"})
@@ -101,101 +100,10 @@ def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
             member.close()
 
 
-def natural_key(text: str) -> list[tuple[int, int, str]]:
-    """Sort key that puts `frame2` before `frame10`, upper and lower case together."""
-    parts = re.split(r"([0-9]+)", text.casefold())
-    return [(0, int(p), p) if p.isascii() and p.isdigit() and len(p) < 4000 else (1, 0, p) for p in parts if p]
-
-
-def discover(inputs: Iterable[Path], on_bad: Callable[[MediaError], None] | None = None) -> list[Media]:
-    """Find every image and video in folders (recursive), files and zips, each input in natural order.
-
-    Hidden files, `__MACOSX`, and zip members with absolute or `..` names are passed over. Brackets and other
-    pattern characters in paths are plain characters.
-
-    Args:
-        on_bad: called with the error of each zip that cannot be read, which is then passed over.
-
-    Raises:
-        UsageError: an input does not exist, is of no known kind, or holds no image or video.
-        MediaError: a zip cannot be read, and there is no `on_bad`.
-    """
-    found: list[Media] = []
-    bad: list[MediaError] = []
-    for path in inputs:
-        if not os.path.exists(path):  # noqa: PTH110 (pathlib's raises for a name too long)
-            raise UsageError(f"{path}: no such file or folder")
-        if not path.is_dir() and not path.is_file():  # a pipe would be waited for, and a device never ends
-            raise UsageError(f"{path}: is neither a file nor a folder")
-        bad.clear()
-        try:
-            files = _in_folder(path) if path.is_dir() else [(path, PurePosixPath(path.name))]
-        except OSError as e:
-            raise UsageError(f"{e.filename or path}: cannot be read ({e.strerror or e}); is it yours to read?") from e
-        items = [item for file, relative in files for item in _from_file(file, relative, bad)]
-        for error in bad:
-            if on_bad is None:
-                raise error
-            on_bad(error)
-        if not items and not bad:
-            wanted = "png, jpg, webp, gif, bmp, tiff; mp4, mov, mkv, webm, avi, …; zip"
-            what = "holds no" if path.is_dir() or path.suffix.lower() in ARCHIVE_SUFFIXES else "is not an"
-            raise UsageError(f"{path}: {what} image, video or zip that rfp knows ({wanted})")
-        found += items
-    return found
-
-
-def _in_folder(folder: Path) -> list[tuple[Path, PurePosixPath]]:
-    stack, seen = [folder], {folder.resolve()}
-    files: list[Path] = []
-    while stack:
-        for entry in stack.pop().iterdir():
-            if entry.name.startswith(".") or entry.name == "__MACOSX":
-                continue
-            if entry.is_dir():
-                if (real := entry.resolve()) not in seen:  # a link back up would go round for ever
-                    seen.add(real)
-                    stack.append(entry)
-            elif entry.is_file():
-                files.append(entry)
-    places = [(file, PurePosixPath(file.relative_to(folder).as_posix())) for file in files]
-    return sorted(places, key=lambda place: natural_key(str(place[1])))
-
-
-def _kind(suffix: str) -> Literal["image", "video"] | None:
+def kind_of(suffix: str) -> Literal["image", "video"] | None:
+    """What a file of this suffix is."""
     suffix = suffix.lower()
     return "image" if suffix in IMAGE_SUFFIXES else "video" if suffix in VIDEO_SUFFIXES else None
-
-
-def _from_file(path: Path, relative: PurePosixPath, bad: list[MediaError]) -> list[Media]:
-    if path.suffix.lower() in ARCHIVE_SUFFIXES:
-        try:
-            return _in_zip(path, relative)
-        except MediaError as e:
-            bad.append(e)
-            return []
-    kind = _kind(path.suffix)
-    return [Media(path, kind, relative)] if kind else []
-
-
-def _in_zip(path: Path, relative: PurePosixPath) -> list[Media]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            infos = archive.infolist()
-    except Exception as e:  # zipfile raises half a dozen kinds on damaged lists
-        raise MediaError(f"{path}: not a readable zip: {str(e)[:300] or type(e).__name__}") from e
-    if len(infos) > MAX_MEMBERS:
-        raise MediaError(f"{path}: {len(infos)} members, more than the {MAX_MEMBERS} that are read")
-    if sum(i.compress_size for i in infos) > path.stat().st_size:
-        raise MediaError(f"{path}: its members lie over one another, as in a zip bomb; not read")
-    items = []
-    for name in sorted({i.filename for i in infos if i.filename and not i.is_dir()}, key=natural_key):
-        inside = PurePosixPath(name.replace("\\", "/"))
-        hidden = any(part.startswith(".") or part == "__MACOSX" for part in inside.parts)  # `..` too
-        if hidden or inside.is_absolute() or ":" in name or not (kind := _kind(inside.suffix)):
-            continue
-        items.append(Media(path, kind, relative.with_suffix("") / inside, name))
-    return items
 
 
 def read_image(source: Media | Path | BinaryIO, name: str | None = None) -> Image.Image:

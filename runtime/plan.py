@@ -1,13 +1,17 @@
 """Which input becomes which output file, settled before any work begins."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
+from .discovery import Made, discover
 from .errors import MediaError, UsageError
-from .media import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES, Media, discover
+from .media import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES, Media
 
 WRITABLE_VIDEOS = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm"})
 """Containers that are written; a source in another one becomes .mp4: .avi keeps no times, .mpg no H.264."""
@@ -26,7 +30,7 @@ def plan(
     output: Path,
     on_bad: Callable[[MediaError], None] | None = None,
     suffix: str | None = None,
-) -> list[Job]:
+) -> Made[Job]:
     """Pair every input with its target, in the order of discovery.
 
     One input file and an `output` with a known suffix: that file. Otherwise `output` is a folder, below which each
@@ -49,13 +53,14 @@ def plan(
     known = output.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
     one_file = len(inputs) == 1 and inputs[0].is_file() and inputs[0].suffix.lower() not in ARCHIVE_SUFFIXES
     if one_file and known and not os.path.isdir(output):  # noqa: PTH112 (pathlib's raises for a name too long)
-        jobs = [Job(found[0], _checked_file(found[0], output))]
+        target = _checked_file(found[0], output)
+        jobs = found.into(lambda media: Job(media, target))
     elif os.path.lexists(output) and not os.path.isdir(output):  # noqa: PTH112
         raise UsageError(f"{output}: is a file; several inputs, a folder or a zip need a folder as --output")
     else:
-        inside = [path for path in inputs if path.is_dir() and here.is_relative_to(real(path))]
-        found = [m for m in found if not (inside and real(m.path).is_relative_to(here))]
-        jobs = [Job(m, output / _writable(m, suffix)) for m in found]
+        if any(path.is_dir() and here.is_relative_to(real(path)) for path in inputs):
+            found = found.kept(lambda media: not real(media.path).is_relative_to(here))
+        jobs = found.into(lambda media: Job(media, output / _writable(media, suffix)))
     return _distinct(jobs, on_bad)
 
 
@@ -67,22 +72,27 @@ def _checked_file(media: Media, output: Path) -> Path:
     return output
 
 
-def selected(jobs: list[Job], shard: tuple[int, int] | None, shuffle: bool, limit: int | None) -> list[Job]:
+def selected(jobs: Made[Job], shard: tuple[int, int] | None, shuffle: bool, limit: int | None) -> Made[Job]:
     """The jobs of one of n parts, in another order, not more than so many.
 
     Part and place depend on the input's name alone: an input more or less changes nothing for the others.
     """
     if shard is not None:
         i, n = shard
-        jobs = [job for job in jobs if _name_hash(job, b"shard") % n == i - 1]
+        jobs = jobs.kept(lambda job: _name_hash(job, b"shard") % n == i - 1)
     if shuffle:
-        jobs = sorted(jobs, key=lambda job: _name_hash(job, b"order"))
+        hashes = np.fromiter((_name_hash(job, b"order") for job in jobs), np.uint64, len(jobs))
+        jobs = jobs.at(np.argsort(hashes, kind="stable").tolist())
     return jobs[:limit]
 
 
 def _name_hash(job: Job, purpose: bytes) -> int:
-    name = job.media.relative.as_posix().encode("utf-8", "surrogatepass")
-    return int.from_bytes(blake2b(name, digest_size=8, person=purpose).digest(), "big")
+    return _hash(job.media.relative.as_posix(), purpose)
+
+
+def _hash(text: str, purpose: bytes = b"") -> int:
+    data = text.encode("utf-8", "surrogatepass")
+    return int.from_bytes(blake2b(data, digest_size=8, person=purpose).digest(), "big")
 
 
 def _writable(media: Media, suffix: str | None) -> Path:
@@ -94,25 +104,31 @@ def _writable(media: Media, suffix: str | None) -> Path:
     return relative
 
 
-def _distinct(jobs: Sequence[Job], on_bad: Callable[[MediaError], None] | None) -> list[Job]:
-    sources = {real(job.media.path) for job in jobs}
-    taken: dict[Path, Media] = {}
-    distinct: list[Job] = []
-    for job in jobs:
-        if real(job.target) in sources:
-            raise UsageError(
-                f"{job.target}: is an input too, and inputs are never overwritten; choose another --output"
-            )
-        if (other := taken.setdefault(job.target, job.media)) is job.media:
-            distinct.append(job)
-        elif on_bad is None or other.relative == job.media.relative:
+def _distinct(jobs: Made[Job], on_bad: Callable[[MediaError], None] | None) -> Made[Job]:
+    """The jobs but for those whose target an earlier one has; paths are compared by 64 bits of hash, 8 bytes each."""
+    sources = np.sort(_hashes(real(job.media.path) for job in jobs))
+    written = _hashes(real(job.target) for job in jobs)
+    clash = np.flatnonzero(sources[np.searchsorted(sources, written) % len(sources)] == written)
+    if len(clash):
+        target = jobs[int(clash[0])].target
+        raise UsageError(f"{target}: is an input too, and inputs are never overwritten; choose another --output")
+    targets = _hashes(job.target for job in jobs)
+    order = np.argsort(targets, kind="stable")
+    ordered = targets[order]
+    doubles = np.sort(order[1:][ordered[1:] == ordered[:-1]])
+    for i in doubles.tolist():
+        job, other = jobs[i], jobs[int(order[np.searchsorted(ordered, targets[i])])].media
+        if on_bad is None or other.relative == job.media.relative:
             raise UsageError(
                 f"{other} and {job.media} would both become {job.target}; "
                 "rename one, or translate them into different folders"
             )
-        else:
-            on_bad(MediaError(f"{job.media}: would become {job.target}, as {other} does; rename one"))
-    return distinct
+        on_bad(MediaError(f"{job.media}: would become {job.target}, as {other} does; rename one"))
+    return jobs.at(np.delete(np.arange(len(jobs)), doubles).tolist()) if len(doubles) else jobs
+
+
+def _hashes(paths: Iterable[Path]) -> npt.NDArray[np.uint64]:
+    return np.fromiter((_hash(os.path.normcase(path)) for path in paths), np.uint64)
 
 
 def real(path: Path) -> Path:

@@ -87,7 +87,7 @@ def write_page(
     check_page(file)
     suffix = f".{pictures.format}" if pictures.format else None
     jobs = plan(paths(inputs), paths([output])[0], lambda error: None, suffix)
-    jobs = [j for j in selected(jobs, folder.shard, folder.shuffle, folder.limit) if j.target.is_file()]
+    jobs = selected(jobs, folder.shard, folder.shuffle, folder.limit).kept(lambda job: job.target.is_file())
     shown = [jobs[i * len(jobs) // MOST] for i in range(MOST)] if len(jobs) > MOST else jobs
     counts = f"{len(report.done)} translated, {len(report.skipped)} there already, {len(report.failed)} failed"
     facts = {**facts, "inputs": counts, "shown": f"{len(shown)} of {len(jobs)}"}

@@ -75,8 +75,10 @@ def translate(
     bad: list[MediaError] = []
     out = paths([output])[0]
     jobs = plan(paths(inputs), out, bad.append, f".{pictures.format}" if pictures.format else None)
-    one_file = [job.target for job in jobs] == [out]
-    jobs = selected([job for job in jobs if _settled(job, folder.settled)], folder.shard, folder.shuffle, folder.limit)
+    one_file = len(jobs) == 1 and jobs[0].target == out
+    if folder.settled:
+        jobs = jobs.kept(lambda job: _settled(job, folder.settled))
+    jobs = selected(jobs, folder.shard, folder.shuffle, folder.limit)
     videos = {job.target.suffix.lower() for job in jobs if job.media.kind == "video"}
     if videos:
         from .encoders import choose  # PyAV takes 50 ms to import
@@ -129,7 +131,7 @@ def translate(
 
 def _settled(job: Job, seconds: float) -> bool:
     try:
-        return not seconds or abs(time.time() - job.media.path.stat().st_mtime) >= seconds
+        return abs(time.time() - job.media.path.stat().st_mtime) >= seconds
     except OSError:
         return False  # gone already
 

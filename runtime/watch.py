@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from .discovery import discover
 from .errors import UsageError
-from .media import discover, paths
+from .media import paths
 
 SETTLED = 1.0
 """Seconds for which a file was not written to before it is taken: it may still be on its way."""

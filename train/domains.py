@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ..runtime.discovery import discover
 from ..runtime.errors import MediaError, UsageError
-from ..runtime.media import IMAGE_FORMATS, MAX_PIXELS, Media, discover, read_image
+from ..runtime.media import IMAGE_FORMATS, MAX_PIXELS, Media, read_image
 from ..runtime.pixels import Uint8
 from .frame_cache import Film, FrameCache, open_films
 
@@ -144,7 +145,7 @@ def open_domain(
     """
     cache = cache or FrameCache()
     bad: list[MediaError] = []
-    found = discover(inputs, bad.append)
+    found = list(discover(inputs, bad.append))
     domain = Domain(Path(inputs[0]).resolve().stem, [], size, [str(e) for e in bad], cache_bytes)
     with ThreadPoolExecutor(WORKERS) as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata and of sizes below the limit here

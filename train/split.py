@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..runtime.discovery import Made, discover
 from ..runtime.errors import CheckpointError, MediaError, UsageError
 from ..runtime.files import write_aside
 from ..runtime.frames import look, read
-from ..runtime.media import MAX_MEMBER_BYTES, Media, discover, read_image
+from ..runtime.media import MAX_MEMBER_BYTES, Media, read_image
 from ..runtime.pictures import encode_image
 from ..runtime.pipeline import ahead, parallel
 from ..runtime.pixels import Uint8, to_float
@@ -199,7 +200,7 @@ def check_options(threshold: float | None, max_size: int | None, batch: int) -> 
         raise UsageError(f"--batch is {batch}; wanted 1 or more")
 
 
-def _outside(output: Path, inputs: Sequence[Path], found: list[Media]) -> list[Media]:
+def _outside(output: Path, inputs: Sequence[Path], found: Made[Media]) -> Made[Media]:
     """The media that do not lie in the output folder. Raises UsageError."""
     here = output.resolve()
     if output.exists() and not output.is_dir():
@@ -209,7 +210,7 @@ def _outside(output: Path, inputs: Sequence[Path], found: list[Media]) -> list[M
             raise UsageError(f"{path}: is in --output {output}, and what lies there is no input; choose another folder")
     if not any(here.is_relative_to(path.resolve()) for path in inputs):
         return found
-    return [media for media in found if not media.path.resolve().is_relative_to(here)]
+    return found.kept(lambda media: not media.path.resolve().is_relative_to(here))
 
 
 def _tasks(found: Iterable[Media]) -> Iterator[Media | Frame | Failure]:

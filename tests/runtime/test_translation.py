@@ -14,7 +14,8 @@ from PIL import Image
 from rfp.runtime import BundleError, FlowOptions, UsageError, load_bundle, translate
 from rfp.runtime import flow as flow_module
 from rfp.runtime import images as images_module
-from rfp.runtime.media import discover, read_image
+from rfp.runtime.discovery import discover
+from rfp.runtime.media import read_image
 
 
 def picture(seed, height=32, width=32):

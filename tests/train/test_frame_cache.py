@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from films import count, counted, write_video
 from rfp.runtime import UsageError
-from rfp.runtime.media import discover
+from rfp.runtime.discovery import discover
 from rfp.train import frame_cache
 from rfp.train.domains import Crop, open_domain
 from rfp.train.frame_cache import FrameCache, cache_folder
