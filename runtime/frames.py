@@ -17,6 +17,7 @@ from PIL import Image
 from .errors import DamagedError, MediaError
 from .media import MAX_PIXELS, Media
 from .pixels import Uint8
+from .tonemap import HDR, ToneMap
 
 _DEMUXERS = "mov,matroska,avi,mpeg,mpegts,mpegvideo,h264,hevc,m4v"
 """What a video suffix may hold. FFmpeg goes by content, and a playlist called a.mp4 could name any file or address."""
@@ -24,7 +25,7 @@ _SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 """Containers that find the key frame before a time by an index."""
 YUV = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 _REORDER = 8  # frames that may come before a frame with an earlier time, in a file that mixes its times up
-BT709, BT601, _UNSPECIFIED = 1, 6, 2  # AVCOL_SPC_…
+BT709, BT601, _UNSPECIFIED = 1, 6, 2  # AVCOL_SPC_…; AVCOL_PRI_… and AVCOL_TRC_… call BT.709 1 too
 
 
 def matrix(rows: int) -> int:
@@ -44,6 +45,8 @@ class Look:
     frames: int | None
     primaries: int
     transfer: int
+    hdr: str = ""
+    """PQ or HLG where that is what the frames are; they are read as SDR in BT.709, and the tags here say so."""
 
 
 Item = tuple[int, Uint8]
@@ -90,8 +93,9 @@ def look(media: Media, stream: BinaryIO) -> Look:
             rate=Fraction(rate),
             time_base=video.time_base or 1 / Fraction(rate),
             frames=frames,
-            primaries=frame.color_primaries,
-            transfer=frame.color_trc,
+            primaries=BT709 if frame.color_trc in HDR else frame.color_primaries,
+            transfer=BT709 if frame.color_trc in HDR else frame.color_trc,
+            hdr=HDR.get(frame.color_trc, ""),
         )
 
 
@@ -138,6 +142,7 @@ def read(
             with suppress(av.FFmpegError):  # then it is read from its beginning
                 container.seek(int(low), stream=video)
         shown = _in_order(container, video, step)
+        to_sdr = ToneMap()
         count, latest = -skip, -step
         while True:
             try:
@@ -147,7 +152,7 @@ def read(
                         return
                     continue
                 if count >= 0 and count % stride == 0:
-                    yield latest, _resized(upright(frame), size)
+                    yield latest, _resized(upright(to_sdr(frame)), size)
                 count += 1
             except StopIteration:
                 return

@@ -113,6 +113,8 @@ def _join(
         if encoder.codec == "hevc" and suffix != ".mkv":
             video.codec_context.codec_tag = "hvc1"  # Apple's players take no other
         handlers, notes = carry(source, main, output, suffix, cut, covers, without, anew)
+        if seen.hdr:
+            notes.insert(0, f"HDR ({seen.hdr}) is mapped to SDR (BT.709)")
         if suffix in (".webm", ".mkv") and encoder.codec in ("vp9", "av1") and seen.pixel_aspect != 1:
             # neither codec holds it, and PyAV leaves Matroska's own field empty
             notes.append(

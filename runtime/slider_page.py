@@ -10,7 +10,7 @@ from PIL import Image
 
 from .errors import MediaError, UsageError
 from .files import write_aside
-from .frames import open_video
+from .frames import look, read
 from .media import Media, paths, read_image
 from .options import FolderOptions, PictureOptions
 from .plan import Job, plan, selected
@@ -129,13 +129,10 @@ def _still(media: Media) -> Image.Image:
     """The picture; of a video its first frame."""
     if media.kind == "image":
         return read_image(media)
-    try:
-        with media.open() as stream, open_video(media, stream) as (source, _):
-            for frame in source.decode(video=0):
-                image: Image.Image = frame.to_image()
-                return image
-    except (OSError, ValueError) as e:
-        raise MediaError(f"{media}: cannot be read: {e}") from e
+    with media.open() as stream:
+        seen = look(media, stream)
+        for _, pixels in read(media, stream, (seen.width, seen.height)):
+            return Image.fromarray(pixels)
     raise MediaError(f"{media}: holds no frame")
 
 

@@ -26,7 +26,7 @@ from ..runtime.frames import look, open_video, read
 from ..runtime.media import Media
 from ..runtime.pixels import Uint8
 
-VERSION = 2
+VERSION = 3
 GIGABYTE = 10**9
 CHECK_EVERY = GIGABYTE // 4
 """Bytes between looks at the room that is left."""

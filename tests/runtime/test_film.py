@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from rfp.runtime import FilmOptions, FlowOptions, UsageError, load_bundle, segments, translate
+from rfp.runtime.tonemap import HDR
 from test_video import scene, watch, write_video
 
 NATIVE = FlowOptions(size="native")
@@ -264,3 +265,68 @@ def test_segments_of_other_settings_are_not_taken(tmp_path):
     with segments.work_on(tmp_path / "a.mp4", {"steps": 2}) as work:
         assert work.frames == 0
     assert not list(tmp_path.iterdir())
+
+
+def grey_ramp(path, transfer, light, mastered=None):
+    """10 bits, BT.2020: from left to right the signals of so much light in cd/m², 8 columns each."""
+    options = {"crf": "1", "x265-params": "log-level=none"}
+    if mastered:
+        display = f"G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L({mastered * 10_000},50)"
+        options["x265-params"] += f":master-display={display}"
+    signal = {"PQ": pq, "HLG": hlg}[HDR[transfer]](np.array(light))
+    with av.open(str(path), "w") as out:
+        video = out.add_stream("libx265", rate=25, options=options)
+        video.width, video.height, video.pix_fmt = 8 * len(light), 64, "yuv420p10le"
+        frame = av.VideoFrame(video.width, 64, "yuv420p10le")
+        for tags in (video.codec_context, frame):
+            tags.color_primaries, tags.color_trc, tags.colorspace, tags.color_range = 9, transfer, 9, 1
+        for plane, values in zip(frame.planes, (64 + 876 * signal.repeat(8), [512], [512]), strict=True):
+            rows = np.full((plane.height, plane.line_size // 2), 512, np.uint16)
+            rows[:, : plane.width] = np.rint(values)
+            plane.update(rows.tobytes())
+        for i in range(3):
+            frame.pts = i
+            out.mux(video.encode(frame))
+        out.mux(video.encode(None))
+    return path
+
+
+def pq(light):
+    """SMPTE ST 2084, equation 5.2."""
+    power = (light / 10_000) ** (2610 / 16384)
+    return ((3424 / 4096 + 2413 / 128 * power) / (1 + 2392 / 128 * power)) ** (2523 / 32)
+
+
+def hlg(light):
+    """ARIB STD-B67 after the inverse of its OOTF for a display of 1,000 cd/m² (ITU-R BT.2100, gamma 1.2)."""
+    scene = (light / 1000) ** (1 / 1.2)
+    upper = 0.17883277 * np.log(np.maximum(12 * scene - 0.28466892, 1e-9)) + 0.55991073
+    return np.where(scene <= 1 / 12, np.sqrt(3 * scene), upper)
+
+
+LIGHT = [0.5, 5, 20, 58, 100, 203, 400, 1000]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("transfer", "mastered"), [(16, None), (18, None), pytest.param(16, 1000, marks=pytest.mark.extra)]
+)
+def test_hdr_is_mapped_to_sdr(bundle, tmp_path, transfer, mastered):
+    """In a film that is turned, too."""
+    plain = grey_ramp(tmp_path / "p.mp4", transfer, LIGHT, mastered)
+    with av.open(str(plain)) as a, av.open(str(tmp_path / "a.mp4"), "w") as out:
+        video = out.add_stream_from_template(a.streams.video[0], opaque=True)
+        video.set_display_rotation(90)
+        for packet in a.demux():
+            if packet.size:
+                packet.stream = video
+                out.mux(packet)
+    assert "mapped to SDR (BT.709)" in film(bundle, tmp_path / "a.mp4", tmp_path / "b.mp4", crf=1)
+    with av.open(str(tmp_path / "b.mp4")) as b:
+        frame = next(b.decode(video=0))
+        assert (frame.color_trc, frame.color_primaries, frame.format.name) == (1, 1, "yuv420p")
+    levels = watch(tmp_path / "b.mp4")[1][0][::-1][4::8, 32].astype(int)
+    assert np.ptp(levels, axis=1).max() <= 6  # grey stays grey
+    grey = levels.mean(axis=1)
+    assert (np.diff(grey) > 15).all() and grey[0] < 30 and grey[-1] > 245
+    assert 90 < grey[3] < 130 and 160 < grey[5] < 190  # 58 cd/m² is mid-grey, and 203 paper white with room above it
