@@ -15,6 +15,7 @@ from .cut import Cut, cut_of
 from .encoders import Encoder, tag
 from .files import Nowhere, write_aside
 from .frames import Look, open_video
+from .matroska import ROOM, set_pixel_aspect
 from .media import Media
 from .options import FilmOptions
 from .segments import Work, open_segment
@@ -55,16 +56,24 @@ def join(film: Film, target: Path) -> tuple[list[str], float]:
     suffix = target.suffix.lower()
     with write_aside(target) as partial:
         try:
-            return _join(film, suffix, f"file:{partial}")
+            notes, missing = _join(film, suffix, f"file:{partial}")
         except (av.FFmpegError, ValueError) as e:
             refused, anew = ({}, set()) if getattr(e, "errno", None) in _DISK else _refused(film, suffix)
             if not refused and not anew:
                 raise
             notes, missing = _join(film, suffix, f"file:{partial}", refused, anew)
-            return [*notes, *refused.values()], missing
+            notes += refused.values()
+        if _lacks_aspect(film, suffix):
+            set_pixel_aspect(partial, film.seen.pixel_aspect)
+    return notes, missing
 
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+
+
+def _lacks_aspect(film: Film, suffix: str) -> bool:
+    held = film.encoder.codec in ("h264", "hevc")  # these say it themselves, to the last digit
+    return suffix in (".mkv", ".webm") and not held and film.seen.pixel_aspect != 1
 
 
 def _refused(film: Film, suffix: str) -> tuple[dict[int, str], set[int]]:
@@ -110,16 +119,13 @@ def _join(
         video.time_base, video.codec_context.framerate = seen.time_base, seen.rate
         if cut.start:
             video.metadata.pop("timecode", None)  # of the first frame, which is not there
+        if _lacks_aspect(film, suffix):
+            video.metadata["title"] = video.metadata.get("title", "") + ROOM
         if encoder.codec == "hevc" and suffix != ".mkv":
             video.codec_context.codec_tag = "hvc1"  # Apple's players take no other
         handlers, notes = carry(source, main, output, suffix, cut, covers, without, anew)
         if seen.hdr:
             notes.insert(0, f"HDR ({seen.hdr}) is mapped to SDR (BT.709)")
-        if suffix in (".webm", ".mkv") and encoder.codec in ("vp9", "av1") and seen.pixel_aspect != 1:
-            # neither codec holds it, and PyAV leaves Matroska's own field empty
-            notes.append(
-                f"the pixel aspect {seen.pixel_aspect} is lost: {encoder.codec} in {suffix} has no place for it"
-            )
         reach = [film.end]
         others = _others(source, handlers, notes, reach)
         for packet in merge(_pictures(work, video, seen, cut, film.frame), others, key=_when):

@@ -1,6 +1,7 @@
 import signal
 import subprocess
 import sys
+import zlib
 from fractions import Fraction
 from io import BytesIO
 
@@ -175,20 +176,66 @@ def test_codecs_and_pixel_formats(bundle, tmp_path, codec, suffix, pix_fmt, foun
         assert np.abs(frame.astype(int) - scene(i, (96, 64))).mean() < 6
 
 
-def test_a_pixel_aspect_is_kept_or_missed(bundle, tmp_path):
-    source = tmp_path / "a.mp4"
+@pytest.mark.parametrize(
+    ("suffix", "codec"),
+    [
+        (".mp4", None),
+        (".mkv", None),
+        (".mov", None),
+        (".webm", None),
+        (".mkv", "av1"),
+        (".webm", "av1"),
+        (".mp4", "vp9"),
+        (".mkv", "ffv1"),
+    ],
+)
+def test_a_pixel_aspect_is_kept(bundle, tmp_path, suffix, codec):
+    source, target = tmp_path / "a.mkv", tmp_path / f"b{suffix}"
     with av.open(str(source), "w") as out:
         video = out.add_stream("libx264", rate=25)
         video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
         video.codec_context.sample_aspect_ratio = Fraction(4, 3)
+        if codec == "av1":
+            video.metadata["title"] = "ä title"
         for i in range(3):
             out.mux(video.encode(av.VideoFrame.from_ndarray(scene(i), format="rgb24")))
         out.mux(video.encode(None))
-    for suffix in (".mp4", ".mkv", ".mov"):
-        assert film(bundle, source, tmp_path / f"b{suffix}") == ""
-        with av.open(str(tmp_path / f"b{suffix}")) as b:
-            assert b.streams.video[0].sample_aspect_ratio == Fraction(4, 3)
-    assert "pixel aspect 4/3 is lost" in film(bundle, source, tmp_path / "b.webm")
+    assert film(bundle, source, target, codec=codec) == ""
+    with av.open(str(target)) as b:
+        assert abs(b.streams.video[0].sample_aspect_ratio - Fraction(4, 3)) < 0.01
+        assert b.streams.video[0].metadata.get("title") == ("ä title" if codec == "av1" and suffix != ".mp4" else None)
+        assert len(list(b.decode(video=0))) == 3
+    if suffix in (".mkv", ".webm"):
+        check_ebml(target.read_bytes())
+
+
+def check_ebml(data):
+    """Every element of the header lies within its parent, up to the parent's end, and every checksum is right."""
+    masters = {0x1A45DFA3, 0x18538067, 0x1654AE6B, 0xAE, 0xE0, 0x55B0, 0x1549A966, 0x1254C367, 0x7373, 0x67C8}
+
+    def number(at, marked):
+        width = 9 - data[at].bit_length()
+        value = int.from_bytes(data[at : at + width], "big")
+        return (value if marked else value - (1 << 7 * width)), at + width
+
+    def walk(at, end):
+        crc, first = None, True
+        while at < end:
+            name, at = number(at, True)
+            if name == 0x1F43B675:
+                return
+            size, at = number(at, False)
+            assert at + size <= end
+            if name == 0xBF:
+                assert first
+                crc = data[at : at + 4], at + 4
+            elif name in masters:
+                walk(at, at + size)
+            at, first = at + size, False
+        assert at == end
+        assert crc is None or crc[0] == zlib.crc32(data[crc[1] : end]).to_bytes(4, "little")
+
+    walk(0, len(data))
 
 
 def test_crf_trades_size_for_quality(bundle, tmp_path):
