@@ -30,7 +30,7 @@ class ToneMap:
             return frame
         key = frame.width, frame.height, frame.format.name, frame.color_trc, frame.colorspace, frame.color_range
         if key != self._key:
-            says = any(data.type == Type.MASTERING_DISPLAY_METADATA for data in frame.side_data)
+            says = Type.MASTERING_DISPLAY_METADATA in frame.side_data
             self._graph, self._key = _graph(frame, bounded=says or HDR[frame.color_trc] == "HLG"), key
         self._graph.push(frame)
         mapped: av.VideoFrame = self._graph.pull()
