@@ -17,7 +17,14 @@ if TYPE_CHECKING:
 
 
 def train(
-    config: Annotated[str | None, typer.Option("--config", "-c", help="Preset by name, or a JSON file.")] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            "--config",
+            "-c",
+            help="Preset by name, or a JSON file; if not given, the preset that suits the device and the pictures.",
+        ),
+    ] = None,
     domain0: Annotated[
         list[str] | None,
         typer.Option(
@@ -158,17 +165,32 @@ def resolve(
             raise UsageError(
                 f"{folder} has a newer checkpoint than {start.name}; give --run-id NEW to branch off from this one"
             )
-    if config:
-        settings = load_config(config, overrides, dev)
-    elif start:
+    inputs0, inputs1 = data_of(domain0, domain1, before)
+    if start and not config:
         settings = override(to_json(ckpt.load(start).config), overrides or [], dev, str(start))
     else:
-        raise UsageError("give --config, a preset by name or a JSON file (or --checkpoint, to go on with a run)")
+        config = config or _config_for(runs / run_id if run_id else None, inputs0, inputs1, device)
+        settings = load_config(config, overrides, dev)
     seed = before.get("seed", 0) if seed is None else seed
-    inputs0, inputs1 = data_of(domain0, domain1, before)
     if folder is None:
         folder = runs / (run_id or default_run_id(config or "run", settings, inputs0, inputs1, seed, parts))
     return Job(settings, inputs0, inputs1, folder, seed, device, start, only, parts)
+
+
+def _config_for(
+    folder: Path | None, inputs0: tuple[Path, ...] | Literal["random"], inputs1: tuple[Path, ...], device: str
+) -> str:
+    """The config of the run that is already in `folder`, or else the preset that suits, which is said."""
+    from ..train import ranks
+    from ..train.choice import suited
+    from ..train.device import pick_device
+
+    if folder and (own := folder / "config.json").is_file():
+        return str(own)
+    name, reason = suited(inputs0, inputs1, pick_device(device))
+    if ranks.first():
+        typer.echo(f"config: {name} ({reason}); -c takes another", err=True)
+    return name
 
 
 def data_of(

@@ -29,6 +29,7 @@ TINY: dict[str, Any] = {
     "ema_decay": 0.5,
     "num_inference_steps": 2,
     "log_every": 1,
+    "saliency_loss_weight": 0.1,
     "saliency_learning_rate": 0.02,
     "saliency_accuracy_threshold": 0.9,
     "saliency_max_steps": 6,

@@ -33,9 +33,9 @@ class RFPix2pixModel(Strict):
     schema_: str | None = Field(None, alias="$schema", description="For editors; ignored.", exclude=True)
     max_size: Positive = Field(128, description="Side of the square training crops, pixels.")
     sample_batch_size: Positive = Field(8, description="Pictures in each sample grid.")
-    train_batch_size: Positive = Field(48, description="Pairs per optimiser step, all processes together.")
-    train_minibatch_size: Positive = Field(24, description="Pairs in a process's memory at once; gradients add up.")
-    train_images: Positive = Field(6_000_000, description="Pairs to train the velocity on, in all.")
+    train_batch_size: Positive = Field(32, description="Pairs per optimiser step, all processes together.")
+    train_minibatch_size: Positive = Field(16, description="Pairs in a process's memory at once; gradients add up.")
+    train_images: Positive = Field(2_000_000, description="Pairs to train the velocity on, in all.")
     learning_rate: Annotated[float, Field(gt=0)] = Field(2e-4, description="AdamW's rate for the velocity.")
     learning_rate_schedule: Literal["constant", "cosine"] = Field(
         "cosine", description="`cosine` falls to 1 % of the rate by the last step."
@@ -55,11 +55,19 @@ class RFPix2pixModel(Strict):
     )
     horizontal_flip: bool = Field(True, description="Mirror half of the pairs, both pictures of a pair together.")
     random_crop: bool = Field(
-        True, description="Cut squares of 0.9 to 1 of the short side at random, the same from both; or the middle one."
+        True, description="Cut squares at random out of the middle one, the same from both; or take it whole."
+    )
+    crop_scale: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.5, description="Side of the smallest of these, of the short side; 0.9 where it would have to be enlarged."
+    )
+    cutmix: Fraction | None = Field(
+        None,
+        description="Share of pairs of which a rectangle is taken from another pair, the same in both pictures: what "
+        "is learned stays local, and long trainings do not memorise the neighbours. `null` is 0.5, or 0 from noise.",
     )
     flow_loss_weight: Weight = Field(1.0, description="Weight of plain flow matching, ‖x1 − x0 − v‖² over its scale.")
     saliency_loss_weight: Weight = Field(
-        0.1, description="Weight of the §5.3 loss, ‖∇h(x_t)ᵀ(x1 − x0 − v)‖² over its scale; 0 skips phase 1."
+        0.0, description="Weight of the §5.3 loss, ‖∇h(x_t)ᵀ(x1 − x0 − v)‖² over its scale; 0 skips phase 1."
     )
     saliency_learning_rate: Annotated[float, Field(gt=0)] = Field(
         5e-5, description="Of the classifier; a pretrained backbone is fine-tuned at a tenth of it."
@@ -99,7 +107,7 @@ class RFPix2pixModel(Strict):
     self_pairing_start: Fraction = Field(
         0.2, description="Share of the training after which `self_pairing` begins: by then the net makes something."
     )
-    structure_candidates: Positive = Field(8, description="Nearest neighbours that a picture is paired with.")
+    structure_candidates: Positive = Field(4, description="Nearest neighbours that a picture is paired with.")
     structure_embedder: Literal[
         "hog", "foreground", "thumbnail", "pixels", "backbone", "dinov2_vits14", "dinov2_vitb14", "dinov2_vitl14"
     ] = Field(

@@ -7,14 +7,16 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from ..runtime.pixels import Float, Uint8, to_float
 from . import ranks
-from .domains import WORKERS, Crop, Domain, Indices
+from .domains import LEAST, WORKERS, Crop, Domain, Indices
 from .noise import Noise
 
 Pair = Callable[[int], tuple[int, int]]
@@ -82,19 +84,28 @@ def batches(
     seed: int,
     flip: bool,
     depth: int = 2,
-    random_crop: bool = True,
+    crop_scale: float = LEAST,
+    cutmix: float = 0.0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches `start` to `stop` of x0, x1 [B, 3, size, size] in [-1, 1]; read ahead by `depth` batches.
 
     Both pictures of a pair get the same crop and mirroring, which keeps what structure pairing aligned. Noise has
     the shape that it has. Of several ranks each reads its share of every batch.
+
+    Args:
+        crop_scale: side of the smallest crop, of the short side; larger where LEAST would not enlarge the picture.
+        cutmix: share of pairs of which a rectangle comes from the next pair, at the same place in both pictures (Yun
+            et al. 2019, arXiv:1905.04899): what is far away says less of what is here, so there is less to memorise.
     """
+    size = domain1.size
 
     def crops(k: int) -> tuple[Uint8 | Float, Uint8]:
         i, j = pair(k)
-        crop = Crop.draw(np.random.default_rng([seed, 3, k]), flip)
-        crop = crop if random_crop else Crop(flip=crop.flip)
-        return domain0.draw(i) if isinstance(domain0, Noise) else domain0.crop(i, crop), domain1.crop(j, crop)
+        pictures = [domain1.read(j)] if isinstance(domain0, Noise) else [domain0.read(i), domain1.read(j)]
+        least = max([crop_scale, *(min(LEAST, size / min(picture.size)) for picture in pictures)])
+        crop = Crop.draw(np.random.default_rng([seed, 3, k]), flip, least)
+        *first, x1 = (crop.apply(picture, size) for picture in pictures)
+        return domain0.draw(i) if isinstance(domain0, Noise) else first[0], x1
 
     mine = ranks.share(batch)
     with ThreadPoolExecutor(WORKERS) as pool:
@@ -102,13 +113,26 @@ def batches(
         try:
             for step in range(start, stop + depth):
                 if step < stop:
-                    pending.append([pool.submit(crops, k) for k in range(step * batch, (step + 1) * batch)[mine]])
+                    numbers = range(step * batch, (step + 1) * batch)[mine]
+                    wanted = range(numbers.start, numbers.stop + (cutmix > 0))
+                    pending.append([pool.submit(crops, k) for k in wanted])
                 if step >= start + depth:
-                    yield _collate([future.result() for future in pending.popleft()])
+                    drawn = [np.stack(side) for side in zip(*(f.result() for f in pending.popleft()), strict=True)]
+                    if cutmix:
+                        rng = np.random.default_rng([seed, 5, step - depth])
+                        drawn = _mixed(drawn, rng.random((batch, 5))[mine], cutmix)
+                    x0, x1 = (torch.from_numpy(to_float(x) if x.dtype == np.uint8 else x) for x in drawn)
+                    yield x0, x1
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _collate(pairs: list[tuple[Uint8 | Float, Uint8]]) -> tuple[Tensor, Tensor]:
-    x0, x1 = (np.stack(side) for side in zip(*pairs, strict=True))
-    return torch.from_numpy(to_float(x0) if x0.dtype == np.uint8 else x0), torch.from_numpy(to_float(x1))
+def _mixed(drawn: list[Any], chances: npt.NDArray[np.float64], cutmix: float) -> list[Any]:
+    """Both sides [B + 1, …] of pairs less the last one, `cutmix` of them with a rectangle of the pair after them."""
+    for n, (chance, *sides) in enumerate(chances):
+        if chance < cutmix:
+            top, bottom = sorted(round(s * drawn[1].shape[1]) for s in sides[:2])
+            left, right = sorted(round(s * drawn[1].shape[2]) for s in sides[2:])
+            for x in drawn:
+                x[n, top:bottom, left:right] = x[n + 1, top:bottom, left:right]  # which is still as it was drawn
+    return [x[:-1] for x in drawn]

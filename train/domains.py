@@ -37,6 +37,10 @@ class Item(NamedTuple):
     row: int = 0
 
 
+LEAST = 0.9
+"""Side of the smallest random crop, of the short side, where nothing else is said."""
+
+
 class Crop(NamedTuple):
     """A square: its side as a share of the short side, and its centre's offset in shares of it."""
 
@@ -46,10 +50,11 @@ class Crop(NamedTuple):
     flip: bool = False
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, flip: bool) -> "Crop":
-        """Side 0.9 to 1 of the short side, centre within ±5 %, mirrored half of the time if `flip`."""
-        scale, dx, dy, mirror = rng.uniform([0.9, -0.05, -0.05, 0.0], [1.0, 0.05, 0.05, 1.0])
-        return cls(float(scale), float(dx), float(dy), bool(flip and mirror < 0.5))
+    def draw(cls, rng: np.random.Generator, flip: bool, least: float = LEAST) -> "Crop":
+        """Side `least` to 1 of the short side, anywhere in the middle square, mirrored half of the time if `flip`."""
+        scale, dx, dy, mirror = rng.uniform([least, -0.5, -0.5, 0.0], [1.0, 0.5, 0.5, 1.0])
+        room = 1 - scale
+        return cls(float(scale), float(dx * room), float(dy * room), bool(flip and mirror < 0.5))
 
     def apply(self, image: Image.Image, size: int) -> Uint8:
         """Cut out the square and resize it by LANCZOS: uint8 [size, size, 3]."""

@@ -29,9 +29,9 @@ class UNetConfig(Strict):
     """The velocity field v(x_t, t): a UNet with FiLM time conditioning and a zero-initialised output."""
 
     type: Literal["UNet"] = "UNet"
-    model_channels: Channels = Field(128, description="Channels of the first level.")
+    model_channels: Channels = Field(64, description="Channels of the first level.")
     ch_mult: list[Annotated[int, Field(ge=1, le=64)]] = Field(
-        [1, 2, 4, 8, 8],
+        [1, 2, 4, 4],
         min_length=1,
         max_length=8,
         description="Channels of each level as a multiple of `model_channels`.",

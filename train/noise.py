@@ -49,6 +49,8 @@ def noise_domain(config: RFPix2pixModel, seed: int) -> Noise:
             f"self_pairing {config.self_pairing:g}: the way back from a picture would have to be a noise, which no "
             "loss makes it; set it to 0, and straighten the flow with rfp reflow"
         )
+    if config.cutmix:
+        problems.append(f"cutmix {config.cutmix:g}: whole pictures are to be made, not patchworks; set it to 0")
     if config.saliency_loss_weight:
         problems.append(
             f"saliency_loss_weight {config.saliency_loss_weight:g}: any few pixels tell noise from a picture, so a "

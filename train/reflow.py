@@ -182,6 +182,7 @@ def successor(teacher: RFPix2pixModel, steps: int, distill: bool, images: int | 
         "coupling": "paired",
         "structure_pairing": False,
         "random_crop": False,
+        "cutmix": 0.0,
         "flow_loss_weight": 1.0,
         "saliency_loss_weight": 0.0,
         "num_inference_steps": steps,

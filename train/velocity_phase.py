@@ -58,7 +58,9 @@ def train_velocity(run: Run, codec: Codec, saliency: SaliencyNet | None) -> None
     pairs, size, h = couple(run, step), config.train_batch_size, saliency.features if saliency else None
     draws = run.domain0, run.domain1, pairs, size, step, config.steps, run.seed, config.horizontal_flip
     looks = perceptual(run)
-    for x0, x1 in batches(*draws, random_crop=config.random_crop):
+    crop_scale = config.crop_scale if config.random_crop else 1.0
+    cutmix = (0.0 if isinstance(run.domain0, Noise) else 0.5) if config.cutmix is None else config.cutmix
+    for x0, x1 in batches(*draws, crop_scale=crop_scale, cutmix=cutmix):
         x0, x1 = (x.to(run.device) for x in (x0, x1))
         z0 = x0 if isinstance(run.domain0, Noise) else encode(codec, x0, config.train_minibatch_size)
         z1 = encode(codec, x1, config.train_minibatch_size)

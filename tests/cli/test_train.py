@@ -48,10 +48,21 @@ def test_the_run_goes_to_stdout_and_progress_to_stderr_in_plain_lines(work):
     assert result.exit_code == 0, result.stderr
     run = only_run(work)
     assert result.stdout.strip() == f"runs/{run.name}" and re.fullmatch(r"quick-dark-bright-[0-9a-f]{6}", run.name)
-    assert re.search(r"^velocity 2/2  flow \S+  saliency 0  gradient \S+  rate \S+", result.stderr, re.MULTILINE)
+    assert re.search(r"^velocity 2/2  flow \S+  gradient \S+  rate \S+", result.stderr, re.MULTILINE)
     assert "\x1b" not in result.stderr
     again = rfp(*ALL)
     assert again.exit_code == 0 and "already trained: step 2 of 2" in again.stderr and only_run(work) == run
+
+
+def test_without_a_config_the_device_chooses_it_and_a_run_keeps_the_one_it_has(work):
+    result = rfp(*DOMAINS, "--device", "cpu", "--dry-run")
+    assert result.exit_code == 0, result.stderr
+    assert "config: tiny (no GPU was found" in result.stderr and "600 steps of 16 pairs" in result.stdout
+    noise = rfp("-d0", "random", "-d1", "bright", "--dry-run")
+    assert "config: generative (pictures from noise)" in noise.stderr
+    assert rfp(*ALL, "--run-id", "mine").exit_code == 0
+    again = rfp(*DOMAINS, "--device", "cpu", "--run-id", "mine")
+    assert again.exit_code == 0 and "already trained: step 2 of 2" in again.stderr and "config:" not in again.stderr
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing_at_all(work):
@@ -151,7 +162,6 @@ def test_a_checkpoint_whose_run_json_is_lost_asks_for_the_domains(work, text):
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (DOMAINS, "give --config, a preset by name or a JSON file"),
         (("-c", "quick.json", "-d0", "dark"), "give --domain1"),
         (("-c", "tini", *DOMAINS), "did you mean tiny?"),
         (("-c", "quick.json", "-d0", "drak", "-d1", "bright"), "drak: no such file or folder"),

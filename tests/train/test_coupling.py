@@ -82,6 +82,52 @@ def test_both_pictures_of_a_pair_get_the_same_crop_and_mirroring(tmp_path):
     assert len(pictures) == 18  # each pair has a crop of its own
 
 
+def test_crops_are_as_small_as_asked_for_but_enlarge_nothing(tmp_path):
+    """A ramp's difference from side to side is the width of the crop."""
+    for name, side in (("large", 320), ("small", 40)):
+        (tmp_path / name).mkdir()
+        ramp = np.broadcast_to(np.linspace(0, 255, side).astype(np.uint8)[None, :, None], (side, side, 3))
+        Image.fromarray(ramp).save(tmp_path / name / "a.png")
+    large, small = (open_domain([tmp_path / name], 40) for name in ("large", "small"))
+    for domains, least in (((large, large), 0.5), ((large, small), 0.9), ((small, large), 0.9)):
+        x0, x1 = next(iter(batches(*domains, random_pairs(1, 1, 0), 400, 0, 1, 0, False, crop_scale=0.5)))
+        for x in (x0, x1):
+            width = (x[:, 0, 0, -1] - x[:, 0, 0, 0]) / 2 * 40 / 39
+            assert least - 0.03 < width.min() < least + 0.05 and width.max() > 0.95
+    whole, _ = next(iter(batches(large, large, random_pairs(1, 1, 0), 4, 0, 1, 0, False, crop_scale=1.0)))
+    assert torch.equal(whole, whole[:1].expand_as(whole))
+
+
+def test_cutmix_puts_a_rectangle_of_the_next_pair_at_the_same_place_in_both_pictures(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for i in range(12):
+            Image.fromarray(np.full((16, 16, 3), rng.integers(256, size=3), np.uint8)).save(
+                tmp_path / name / f"{i}.png"
+            )
+    domains = [open_domain([tmp_path / name], 16) for name in "ab"]
+    pair = random_pairs(12, 12, 3)
+    plain, mixed = (
+        [torch.cat(side) for side in zip(*batches(*domains, pair, 6, 0, 51, 3, False, cutmix=share), strict=True)]
+        for share in (0.0, 0.5)
+    )
+    changed0, changed1 = (((m - p).abs().amax(dim=1) > 0.001)[:-1] for m, p in zip(mixed, plain, strict=True))
+    count = 0
+    for k, (where0, where1) in enumerate(zip(changed0, changed1, strict=True)):
+        where = where0 | where1
+        if not where.any():
+            continue
+        count += 1
+        rows, columns = where.any(dim=1).nonzero(), where.any(dim=0).nonzero()
+        box = slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1)
+        for m, p, changed in zip(mixed, plain, (where0, where1), strict=True):
+            assert torch.equal(m[k][:, *box], p[k + 1][:, *box])
+            assert not changed.any() or torch.equal(changed, where)
+        assert where.sum() == where[box].numel()
+    assert 0.35 < count / len(changed0) < 0.55  # half, but for rectangles of no area
+
+
 def test_half_of_the_pairs_are_mirrored_and_none_without_flip(tmp_path):
     (tmp_path / "d").mkdir()
     slope = np.repeat(np.linspace(0, 255, 32).astype(np.uint8)[None, :, None], 32, 0).repeat(3, 2)

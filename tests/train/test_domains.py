@@ -85,12 +85,14 @@ def test_a_picture_cut_short_is_listed_and_the_next_stands_in(tmp_path):
     assert len(domain.skipped) == 1 and "1.png" in domain.skipped[0]
 
 
-def test_crops_are_drawn_from_90_to_100_percent_and_5_percent_around_the_centre():
-    crops = [Crop.draw(np.random.default_rng([0, 3, k]), flip=True) for k in range(2000)]
+@pytest.mark.parametrize("least", [0.9, 0.5])
+def test_crops_are_drawn_from_the_least_side_to_all_and_lie_in_the_middle_square(least):
+    crops = [Crop.draw(np.random.default_rng([0, 3, k]), True, least) for k in range(4000)]
     scale, dx, dy, flip = (np.array(values) for values in zip(*crops, strict=True))
-    assert 0.9 <= scale.min() < 0.902 and 0.998 < scale.max() <= 1
+    assert least <= scale.min() < least + 0.002 and 0.998 < scale.max() <= 1
     for offset in (dx, dy):
-        assert -0.05 <= offset.min() < -0.048 and 0.048 < offset.max() <= 0.05
+        assert (abs(offset) <= (1 - scale) / 2).all() and -0.5 < (offset / (1 - scale)).min() < -0.495
+        assert 0.495 < (offset / (1 - scale)).max() < 0.5
     assert 0.45 < flip.mean() < 0.55
     assert not any(Crop.draw(np.random.default_rng(k), flip=False).flip for k in range(50))
 

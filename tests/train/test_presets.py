@@ -109,5 +109,11 @@ def test_a_preset_trains(work, name):
 
 
 def test_large_is_the_original_design_but_for_the_coupling_that_works():
-    original = load_config("large", ["coupling=random", "structure_candidates=8"])
-    assert to_json(original) == to_json(RFPix2pixModel(coupling="random"))
+    design = {
+        "train_batch_size": 48,
+        "train_minibatch_size": 24,
+        "train_images": 6_000_000,
+        "saliency_loss_weight": 0.1,
+    }
+    design |= {"velocity_net": {"type": "UNet", "model_channels": 128, "ch_mult": [1, 2, 4, 8, 8]}}
+    assert to_json(load_config("large")) == to_json(RFPix2pixModel(**design, coupling="structure"))
