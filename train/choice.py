@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 from PIL import Image
 
-from ..runtime.media import IMAGE_FORMATS, Media, discover
+from ..runtime.discovery import discover
+from ..runtime.media import IMAGE_FORMATS, Media
 
 LOOKED_AT = 64
 """Pictures of domain 1, evenly spread, whose sizes are read."""
