@@ -50,7 +50,7 @@ def translate(
     ] = 0.0,
     codec: Annotated[
         str | None,
-        typer.Option(help="Of videos: h264, hevc, av1, vp9, ffv1, or in hardware such as h264_nvenc."),
+        typer.Option(help="Of videos: h264, hevc, av1, vp9, ffv1, prores, or in hardware such as h264_nvenc."),
     ] = None,
     crf: Annotated[float | None, typer.Option(help="Quality of videos on the codec's scale; lower is better.")] = None,
     pix_fmt: Annotated[str | None, typer.Option(help="Of videos: yuv444p, yuv420p10le, …")] = None,

@@ -10,6 +10,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.codec.hwaccel import HWAccel
 from av.video.reformatter import ColorRange, Colorspace
 
 from .errors import UsageError
@@ -23,8 +24,8 @@ _PIX_FMT = re.compile(r"yuv4(20|22|44)p(10le|12le)?|nv12|p010le")
 _TAKES = {
     ".mp4": ("h264", "hevc", "av1", "vp9"),
     ".m4v": ("h264", "hevc"),
-    ".mov": ("h264", "hevc"),
-    ".mkv": ("h264", "hevc", "av1", "vp9", "ffv1"),
+    ".mov": ("h264", "hevc", "prores"),
+    ".mkv": ("h264", "hevc", "av1", "vp9", "ffv1", "prores"),
     ".webm": ("vp9", "av1"),
 }
 
@@ -37,6 +38,11 @@ class Encoder:
     codec: str
     pix_fmt: str
     options: dict[str, str]
+
+    @property
+    def segment(self) -> str:
+        """FFmpeg's name of the container for parts of a film: NUT keeps any time base, and takes all but ProRes."""
+        return "mov" if self.codec == "prores" else "nut"
 
 
 @dataclass(frozen=True)
@@ -54,8 +60,16 @@ _SOFTWARE = {
     "av1": _Software("libsvtav1", 24, 63, "yuv420p", {"preset": "8"}),
     "vp9": _Software("libvpx-vp9", 20, 63, "yuv420p", {"b": "0", "cpu-used": "4", "row-mt": "1"}),
     "ffv1": _Software("ffv1", None, 0, "yuv444p", {"level": "3", "g": "1"}),
+    "prores": _Software("prores_ks", None, 0, "yuv422p10le", {"vendor": "apl0"}),
 }
-_HARDWARE = ("nvenc", "videotoolbox", "qsv", "amf")
+_SAME = {software.name: codec for codec, software in _SOFTWARE.items()} | {"h265": "hevc"}
+_HARDWARE = {
+    "nvenc": "an NVIDIA GPU and its driver",
+    "videotoolbox": "a Mac",
+    "qsv": "an Intel GPU and its driver",
+    "amf": "an AMD GPU and its driver",
+    "vaapi": "a GPU with a VA-API driver, and a PyAV built with it",
+}
 
 
 def choose(film: FilmOptions, suffix: str) -> Encoder:
@@ -65,6 +79,7 @@ def choose(film: FilmOptions, suffix: str) -> Encoder:
         UsageError: a codec that is not known, not here, or not for this container; a crf or pixel format out of range.
     """
     asked = film.codec or ("vp9" if suffix == ".webm" else "h264")
+    asked = _SAME.get(asked, asked)
     codec, _, maker = asked.partition("_")
     if codec not in _SOFTWARE or (maker and maker not in _HARDWARE):
         raise UsageError(
@@ -84,9 +99,21 @@ def choose(film: FilmOptions, suffix: str) -> Encoder:
         options["x264-params"] = f"asm={_UP_TO_AVX2}"
     if asked == "av1":
         os.environ.setdefault("SVT_LOG", "1")  # SVT-AV1 else tells its settings on stderr
-    encoder = Encoder(asked if maker else software.name, codec, film.pix_fmt or software.pix_fmt, options)
-    _check(encoder, asked)
+    if codec == "prores" and not maker:
+        options["profile"] = "4444" if "444" in (film.pix_fmt or "") else "hq"
+    pix_fmt = film.pix_fmt or (_of_hardware(asked, maker) if maker else software.pix_fmt)
+    encoder = Encoder(asked if maker else software.name, codec, pix_fmt, options)
+    _check(encoder, asked, maker)
     return encoder
+
+
+def _of_hardware(name: str, maker: str) -> str:
+    """The first pixel format of such an encoder that a picture can be brought to."""
+    try:
+        known = () if maker == "vaapi" else av.Codec(name, "w").video_formats or ()
+    except ValueError:  # which `_check` says
+        known = ()
+    return next((f.name for f in known if _PIX_FMT.fullmatch(f.name)), "nv12")
 
 
 _UP_TO_AVX2 = "MMX2,SSE2Fast,LZCNT,SSSE3,SSE4.2,AVX,FMA3,BMI2,AVX2"
@@ -111,31 +138,38 @@ def _hardware_quality(maker: str, quality: float) -> dict[str, str]:
         return {"rc": "cqp", "qp_i": f"{quality:g}", "qp_p": f"{quality:g}"}
     if maker == "qsv":
         return {"global_quality": f"{quality:g}"}
+    if maker == "vaapi":
+        return {"rc_mode": "CQP", "qp": f"{quality:g}"}
     return {"flags": "+qscale", "global_quality": str(round(118 * 100 * (1 - quality / 51)))}  # FF_QP2LAMBDA × 1…100
 
 
-def _check(encoder: Encoder, asked: str) -> None:
+def _check(encoder: Encoder, asked: str, maker: str) -> None:
+    needs = f" needs {_HARDWARE[maker]}, and" if maker else ""
     try:
         codec = av.Codec(encoder.name, "w")
     except ValueError as e:
-        raise UsageError(f"codec {asked!r} is not in this FFmpeg; without --codec h264 is written") from e
-    known = [f.name for f in codec.video_formats or ()]
+        raise UsageError(f"codec {asked!r}{needs} is not in PyAV's FFmpeg; without --codec h264 is written") from e
+    known = [] if maker == "vaapi" else [f.name for f in codec.video_formats or ()]
     if not _PIX_FMT.fullmatch(encoder.pix_fmt) or (known and encoder.pix_fmt not in known):
-        usable = ", ".join(name for name in known if _PIX_FMT.fullmatch(name))
+        usable = ", ".join(name for name in known or ["nv12", "p010le"] if _PIX_FMT.fullmatch(name))
         raise UsageError(f"pix_fmt {encoder.pix_fmt!r} is not for {asked}; wanted {usable}")
-    if encoder.name == asked:  # hardware: FFmpeg knows its name on every machine
+    if maker:  # FFmpeg knows its name on every machine
         try:
             with av.open(Nowhere(), "w", format="matroska") as out:
                 look = Look(320, 240, Fraction(1), Fraction(25), Fraction(1, 25), None, 2, 2)
                 add_video(out, encoder, look, 320, 240).codec_context.open()
-        except (av.FFmpegError, OSError, ValueError) as e:
-            raise UsageError(f"codec {asked!r} could not start here ({e}); without --codec h264 is written") from e
+        except (av.FFmpegError, OSError, ValueError, RuntimeError) as e:
+            why = e.strerror if isinstance(e, OSError) else e
+            raise UsageError(
+                f"codec {asked!r}{needs} did not start here ({why}); without --codec h264 is written"
+            ) from e
 
 
 def add_video(output: Any, encoder: Encoder, seen: Look, width: int, height: int) -> Any:
     """A stream of `output` for such a film: its times, pixel aspect and colours as they were seen."""
     rate = min(seen.rate, Fraction(240)) if encoder.name == "libsvtav1" else seen.rate  # it refuses more
-    video = output.add_stream(encoder.name, rate=rate, options=dict(encoder.options))
+    device = {"hwaccel": HWAccel("vaapi")} if encoder.name.endswith("vaapi") else {}  # which takes frames of its own
+    video = output.add_stream(encoder.name, rate=rate, options=dict(encoder.options), **device)
     across, down = padding(encoder.pix_fmt, width, height)
     video.width, video.height, video.pix_fmt = width + across, height + down, encoder.pix_fmt
     video.codec_context.time_base = seen.time_base

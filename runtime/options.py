@@ -67,7 +67,7 @@ class FilmOptions:
     """How videos are cut, compared and encoded; pictures are not concerned.
 
     Args:
-        codec: h264, hevc, av1, vp9 or ffv1; or a hardware encoder by FFmpeg's name, such as h264_nvenc. None
+        codec: h264, hevc, av1, vp9, ffv1 or prores; or a hardware encoder by FFmpeg's name, such as h264_nvenc. None
             takes h264, and vp9 in a .webm.
         crf: quality on the encoder's own scale, lower is better; None takes one at which the loss is hard to see.
         pix_fmt: FFmpeg's name of a YUV format, such as yuv444p or yuv420p10le; None takes the encoder's own.

@@ -35,10 +35,10 @@ class Segment:
 
 
 class Work:
-    """The work folder of one target. `segments` are those that are finished."""
+    """The work folder of one target, its segments in files of this `form`. `segments` are those that are finished."""
 
-    def __init__(self, folder: Path, key: dict[str, Any]) -> None:
-        self.folder, self._key = folder, key
+    def __init__(self, folder: Path, key: dict[str, Any], form: str = "nut") -> None:
+        self.folder, self._key, self.form = folder, key, form
         self.segments: list[Segment] = []
         state = _state(folder / "film.json")
         if state.get("key") == key:
@@ -111,7 +111,7 @@ class Work:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _file(self, number: int) -> Path:
-        return self.folder / f"{number:06d}.nut"
+        return self.folder / f"{number:06d}.{self.form}"
 
     def _carried(self, number: int) -> Path:
         return self.folder / f"{number:06d}.npz"
@@ -130,7 +130,7 @@ def _state(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def work_on(target: Path, key: dict[str, Any]) -> Iterator[Work]:
+def work_on(target: Path, key: dict[str, Any], form: str = "nut") -> Iterator[Work]:
     """Yield the work folder beside `target`; afterwards it is gone, unless it holds finished segments.
 
     Raises:
@@ -146,7 +146,7 @@ def work_on(target: Path, key: dict[str, Any]) -> Iterator[Work]:
     try:
         if not lock(held, shared=False, wait=False):
             raise MediaError(f"{target}: another rfp is writing it")
-        work = Work(folder, key)
+        work = Work(folder, key, form)
         yield work
     finally:
         if work is not None and not work.segments:
@@ -156,7 +156,7 @@ def work_on(target: Path, key: dict[str, Any]) -> Iterator[Work]:
 
 @contextmanager
 def open_segment(path: Path) -> Iterator[Any]:
-    with av.open(f"file:{path}", options={"protocol_whitelist": "file", "format_whitelist": "nut"}) as container:
+    with av.open(f"file:{path}", options={"protocol_whitelist": "file", "format_whitelist": "nut,mov"}) as container:
         yield container
 
 

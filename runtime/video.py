@@ -67,7 +67,7 @@ def translate_video(
     damage: DamagedError | None = None
     with media.open() as stream:
         seen = look(media, stream)
-        with work_on(target, _key(media, encoder, film, steady, key)) as work:
+        with work_on(target, _key(media, encoder, film, steady, key), encoder.segment) as work:
             try:
                 _make_segments(media, stream, seen, flow, encoder, film, steady, work, on_frames)
             except DamagedError as e:
@@ -150,7 +150,7 @@ def _segment(made: Iterable[Made], encoder: Encoder, seen: Look, work: Work, on_
         except DamagedError as e:
             damage = e
 
-    with write_aside(work.next_file()) as partial, av.open(f"file:{partial}", "w", format="nut") as out:
+    with write_aside(work.next_file()) as partial, av.open(f"file:{partial}", "w", format=work.form) as out:
         video = None
         for pts, pixels, kept in rest():
             if video is None:

@@ -161,6 +161,9 @@ def test_compare_shows_source_and_translation(tmp_path, how):
         ("av1", ".webm", None, "av1"),
         ("vp9", ".mkv", None, "vp9"),
         ("ffv1", ".mkv", None, "ffv1"),
+        ("prores", ".mov", "yuv422p10le", "prores"),
+        ("prores_ks", ".mkv", "yuv444p10le", "prores"),
+        ("libx265", ".mov", None, "hevc"),
     ],
 )
 def test_codecs_and_pixel_formats(bundle, tmp_path, codec, suffix, pix_fmt, found):
@@ -174,6 +177,18 @@ def test_codecs_and_pixel_formats(bundle, tmp_path, codec, suffix, pix_fmt, foun
     assert np.allclose(times, np.arange(12) / 25, atol=0.002)
     for i, frame in enumerate(frames):
         assert np.abs(frame.astype(int) - scene(i, (96, 64))).mean() < 6
+
+
+@pytest.mark.parametrize(("codec", "suffix"), [("prores", ".mov"), ("ffv1", ".mkv"), ("vp9", ".webm")])
+def test_the_segments_of_every_codec_join_at_the_times_of_their_frames(bundle, tmp_path, monkeypatch, codec, suffix):
+    monkeypatch.setattr(segments, "SEGMENT", 4)
+    monkeypatch.setattr("rfp.runtime.video.SEGMENT", 4)
+    times = [0, 33, 35, 90, 91, 300, 1000, 1010, 1500, 1533]
+    source = write_video(tmp_path / "a.mp4", frames=10, times=times)
+    film(bundle, source, tmp_path / f"b{suffix}", codec=codec)
+    found, frames, _ = watch(tmp_path / f"b{suffix}")
+    assert np.abs(np.array(found) * 1000 - times).max() <= 1
+    assert all(np.abs(frame.astype(int) - scene(i)).mean() < 6 for i, frame in enumerate(frames))
 
 
 @pytest.mark.parametrize(
@@ -248,8 +263,12 @@ def test_crf_trades_size_for_quality(bundle, tmp_path):
 def test_what_cannot_be_is_said_before_anything_is_written(bundle, tmp_path):
     source = write_video(tmp_path / "a.mp4", frames=2)
     for options, message in [
-        ({"codec": "h265"}, "not known"),
-        ({"codec": "h264_nvenc"}, "could not start here|not in this FFmpeg"),
+        ({"codec": "h266"}, "not known"),
+        ({"codec": "prores"}, ".mp4 does not take prores"),
+        ({"codec": "h264_nvenc"}, "needs an NVIDIA GPU and its driver, and (did not start|is not in PyAV's FFmpeg)"),
+        ({"codec": "hevc_qsv"}, "needs an Intel GPU and its driver, and (did not start|is not in PyAV's FFmpeg)"),
+        ({"codec": "hevc_videotoolbox"}, "needs a Mac, and is not in PyAV's FFmpeg"),
+        ({"codec": "h264_vaapi"}, "needs a GPU with a VA-API driver"),
         ({"codec": "ffv1"}, "does not take ffv1"),
         ({"crf": 99}, "0 to 51"),
         ({"pix_fmt": "rgb24"}, "wanted yuv420p"),
