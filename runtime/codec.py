@@ -7,6 +7,7 @@ from .coreml import Package
 from .errors import BundleError
 from .manifest import ROLES
 from .network import Network
+from .norms import Norms
 from .pixels import Float
 
 
@@ -16,9 +17,9 @@ class Codec(Protocol):
     channels: int
     factor: int
 
-    def encode(self, x: Float) -> Float: ...
+    def encode(self, x: Float, norms: Norms | None = None) -> Float: ...
 
-    def decode(self, z: Float) -> Float: ...
+    def decode(self, z: Float, norms: Norms | None = None) -> Float: ...
 
 
 class Identity:
@@ -26,10 +27,10 @@ class Identity:
 
     channels, factor = 3, 1
 
-    def encode(self, x: Float) -> Float:
+    def encode(self, x: Float, norms: Norms | None = None) -> Float:
         return x
 
-    def decode(self, z: Float) -> Float:
+    def decode(self, z: Float, norms: Norms | None = None) -> Float:
         return z
 
 
@@ -55,15 +56,15 @@ class LatentCodec:
             bundle.decoder, path["decoder"], device, {"z": 4}, {"x": 4}, "decoder", bundle.data, threads
         )
 
-    def encode(self, x: Float) -> Float:
+    def encode(self, x: Float, norms: Norms | None = None) -> Float:
         """Raises MediaError where the graph cannot take this size or memory runs out."""
         b, _, h, w = x.shape
-        return _shaped(self._encoder(x), (b, self.channels, h // self.factor, w // self.factor), "encoder")
+        return _shaped(self._encoder(x, norms=norms), (b, self.channels, h // self.factor, w // self.factor), "encoder")
 
-    def decode(self, z: Float) -> Float:
+    def decode(self, z: Float, norms: Norms | None = None) -> Float:
         """Raises as `encode` does."""
         b, _, h, w = z.shape
-        return _shaped(self._decoder(z), (b, 3, h * self.factor, w * self.factor), "decoder")
+        return _shaped(self._decoder(z, norms=norms), (b, 3, h * self.factor, w * self.factor), "decoder")
 
 
 def open_codec(bundle: Bundle, device: str = "auto", threads: int | str = "auto") -> Codec:

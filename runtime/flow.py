@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from .euler import integrate
 from .manifest import Manifest
 from .media import MAX_PIXELS
 from .noise import noises
+from .norms import Norms
 from .options import FlowOptions
 from .pixels import Float, Uint8, pad_to_multiple, to_float, to_uint8
 from .tiling import tiled
@@ -87,10 +89,10 @@ class Flow:
         self._best(width, height).took(len(images), time.perf_counter() - began)
         return out
 
-    def _whole(self, images: Uint8) -> Uint8:
+    def _whole(self, images: Uint8, norms: Norms | None = None) -> Uint8:
         height, width = images.shape[1:3]
-        z = self._codec.encode(pad_to_multiple(to_float(images), self._multiple))
-        return self.follow(z)[:, :height, :width]
+        z = self._codec.encode(pad_to_multiple(to_float(images), self._multiple), norms)
+        return self.follow(z, norms)[:, :height, :width]
 
     def sample(self, seed: int, numbers: Sequence[int], width: int, height: int) -> Uint8:
         """Pictures out of noise, each a function of (seed, its number): uint8 [B, height, width, 3].
@@ -100,12 +102,18 @@ class Flow:
         h, w = ((side + -side % self._multiple) // self._codec.factor for side in (height, width))
         return self.follow(noises((self._codec.channels, h, w), seed, numbers))[:, :height, :width]
 
-    def follow(self, x: Float) -> Uint8:
-        """From states [B, C, H, W] at the flow's beginning to the pictures at its end, uint8 [B, H, W, 3]."""
-        start, solver = self._velocity.put(x), self._solver
-        state = integrate(self._velocity, start, self._steps, self._t0, self._t1, self._on_step, solver)
-        x = _finite(self._velocity.take(state), "velocity")
-        return to_uint8(_finite(self._codec.decode(x), "decoder"))
+    def follow(self, x: Float, norms: Norms | None = None) -> Uint8:
+        """From states [B, C, H, W] at the flow's beginning to the pictures at its end, uint8 [B, H, W, 3].
+
+        With `norms` a tile's, [1, C, H, W].
+        """
+        way = self._steps, self._t0, self._t1, self._on_step, self._solver
+        if norms is None:
+            x = self._velocity.take(integrate(self._velocity, self._velocity.put(x), *way))
+        else:
+            x = integrate(partial(self._velocity.tile, norms), x, *way)
+        x = _finite(x, "velocity")
+        return to_uint8(_finite(self._codec.decode(x, norms), "decoder"))
 
     def fit(self, width: int, height: int) -> tuple[int, int]:
         """The (width, height) in px at which a picture is translated: its short side at `size`, its aspect kept.

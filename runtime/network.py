@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .errors import BundleError, MediaError, OutOfMemoryError, UsageError
+from .norms import GIVEN, MEASURED, SHARE, Norms, opened_up
 from .pixels import Float
 
 _FULL = ("out of memory", "failed to allocate", "bad_alloc", "bad allocation", "alloc_failed")
@@ -111,8 +112,14 @@ class Network:
                 f"{_said(found['gives'])}; wanted {_axes(takes)} to {_axes(gives)}, all float32; export it again"
             )
 
-    def __call__(self, x: Float, *shared: Float) -> Float:
-        """Raises MediaError where the graph cannot take this size or memory runs out."""
+    def __call__(self, x: Float, *shared: Float, norms: Norms | None = None) -> Float:
+        """With `norms`, x is a tile, [1, C, H, W], normalised by what is known there.
+
+        Raises:
+            MediaError: the graph cannot take this size, or memory runs out.
+        """
+        if norms is not None and self._opened[1]:
+            return self._tile(norms, x, *shared)
         if self.device != "cpu":
             return self._run(self._wide, x, *shared)
         images = [x[i : i + 1] for i in range(len(x))]
@@ -130,6 +137,12 @@ class Network:
         return self._wide
 
     @cached_property
+    def _opened(self) -> tuple[Any, int]:
+        """A session with all threads whose norms take statistics, and their number."""
+        model, count = opened_up(self._model)
+        return open_session(model, self._path, self.cores, DEVICES[self.device], self._data) if count else None, count
+
+    @cached_property
     def _narrow(self) -> Any:
         return open_session(self._model, self._path, 1, data=self._data)
 
@@ -138,10 +151,23 @@ class Network:
         return ThreadPoolExecutor(self.cores, self._what)
 
     def _run(self, session: Any, *inputs: Float) -> Float:
+        return self._all(session, [self._gives], dict(zip(self._takes, inputs, strict=True)))[0]
+
+    def _tile(self, norms: Norms, *inputs: Float) -> Float:
+        session, count = self._opened
+        known = norms.known()
+        feeds = dict(zip(self._takes, inputs, strict=True)) | {SHARE: np.array([known is not None], np.float32)}
+        for i in range(count):
+            feeds[GIVEN.format(i)] = known[i] if known else np.zeros((1, 1, 2), np.float32)
+        out, *measured = self._all(session, [self._gives, *(MEASURED.format(i) for i in range(count))], feeds)
+        norms.add(measured)
+        return out
+
+    def _all(self, session: Any, wanted: list[str], feeds: dict[str, Float]) -> list[Float]:
         try:
-            out: Float = session.run([self._gives], dict(zip(self._takes, inputs, strict=True)))[0]
+            out: list[Float] = session.run(wanted, feeds)
         except Exception as e:
-            raise failure(self._what, inputs[0].shape, e) from e
+            raise failure(self._what, next(iter(feeds.values())).shape, e) from e
         return out
 
 

@@ -1,19 +1,21 @@
 """Pictures in overlapping tiles, so that the memory of the net depends on the tile and not on the picture.
 
-GroupNorm takes its statistics over what it sees, so by themselves tiles drift apart. What brings them together: each
-tile goes through the net with the whole picture, reduced to the tile's size, at its right. The statistics of every
-layer then come from both, and that half of the result is thrown away (benchmarks/RESULTS.md has figures).
+GroupNorm takes its statistics over what it sees, so by themselves tiles drift apart. What brings them together: the
+norms' statistics at each step are measured over a sample of the tiles, and all tiles are normalised by their average,
+nearly that of the whole picture (runtime/norms.py; benchmarks/RESULTS.md has figures).
 """
 
 from collections.abc import Callable
 
 import numpy as np
 
+from .norms import Norms
 from .pixels import Float, Uint8
-from .upscale import resized
 
-Through = Callable[[Uint8], Uint8]
+Through = Callable[[Uint8, Norms | None], Uint8]
 """uint8 [1, H, W, 3] to its translation."""
+SAMPLE = 16
+"""Tiles over which statistics are measured, at most."""
 TRIM = 4
 """The part of an overlap, 1/TRIM at the rim of a tile, that is not used: zero padding reaches in there."""
 
@@ -25,23 +27,21 @@ def tiled(picture: Uint8, through: Through, tile: int, overlap: int, together: b
     overlap: better than blending velocities at every step.
 
     Args:
-        together: without it each tile is left with its own statistics, at half the time.
+        together: without it each tile is left with its own statistics.
     """
     height, width = picture.shape[:2]
     if height <= tile and width <= tile:
-        whole: Uint8 = through(picture[None])[0]
+        whole: Uint8 = through(picture[None], None)[0]
         return whole
-    context = resized(picture, (min(tile, width), min(tile, height)))
-    out = np.empty_like(picture)
     rows, columns = starts(height, tile, overlap), starts(width, tile, overlap)
+    norms = _agreed(picture, through, tile, [(top, left) for top in rows for left in columns]) if together else None
+    out = np.empty_like(picture)
     waiting = np.zeros((min(tile, height), width, 3), np.float32)  # sums of the rows from `top` on
     weights = np.zeros((min(tile, height), width, 1), np.float32)
     for i, top in enumerate(rows):
         for left in columns:
-            part = picture[top : top + tile, left : left + tile]
-            h, w = part.shape[:2]
-            seen = np.concatenate([part, context], axis=1) if together else part
-            made = through(seen[None])[0, :, :w]
+            made = _through(picture, (top, left), tile, through, norms)
+            h, w = made.shape[:2]
             weight = np.outer(_ramp(h, overlap, top, height), _ramp(w, overlap, left, width))[..., None]
             waiting[:h, left : left + w] += weight * made
             weights[:h, left : left + w] += weight
@@ -52,6 +52,25 @@ def tiled(picture: Uint8, through: Through, tile: int, overlap: int, together: b
             sums[: len(sums) - done] = sums[done:].copy()
             sums[len(sums) - done :] = 0
     return out
+
+
+def _agreed(picture: Uint8, through: Through, tile: int, places: list[tuple[int, int]]) -> Norms | None:
+    """Statistics over a sample of the tiles, each normalised by its own; None where the nets have no such norms."""
+    norms = Norms()
+    for i in np.random.default_rng(0).permutation(len(places))[:SAMPLE]:
+        _through(picture, places[i], tile, through, norms)
+        if not norms.measured:
+            return None
+    norms.agree()
+    return norms
+
+
+def _through(picture: Uint8, place: tuple[int, int], tile: int, through: Through, norms: Norms | None) -> Uint8:
+    top, left = place
+    if norms is not None:
+        norms.begin()
+    made: Uint8 = through(picture[None, top : top + tile, left : left + tile], norms)[0]
+    return made
 
 
 def starts(length: int, tile: int, overlap: int) -> list[int]:

@@ -8,6 +8,7 @@ from .bundle import Bundle
 from .coreml import Package
 from .errors import BundleError
 from .network import DEVICES, Network, failure, open_session
+from .norms import Norms
 from .pixels import Float
 from .resident import STEP_GRAPH, STEP_NAME, Device, State
 
@@ -61,7 +62,13 @@ class Velocity:
                 return x.device.velocity(x, t)
             except Exception as e:
                 raise failure("velocity", x.shape, e) from e
-        velocity = self._net(x, np.array([t], np.float32))
+        return self._like(x, self._net(x, np.array([t], np.float32)))
+
+    def tile(self, norms: Norms, x: Float, t: float) -> Float:
+        """v of a tile, float32 [1, C, H, W], in memory, normalised by what `norms` knows. Raises as calling does."""
+        return self._like(x, self._net(x, np.array([t], np.float32), norms=norms))
+
+    def _like(self, x: Float, velocity: Float) -> Float:
         if velocity.shape != x.shape:
             raise BundleError(f"{self._path}: gives {velocity.shape} for an x of {x.shape}; export it again")
         return velocity

@@ -103,6 +103,20 @@ def test_the_bundle_says_which_graph_does_what_and_all_passed_the_proof(bundle):
     assert Manifest.from_json(manifest.to_json()) == manifest
 
 
+def test_tiles_agree_in_all_three_nets(bundle):
+    loaded, images = load_bundle(bundle), np.stack([noisy(120, 5, (70, 50))])
+    nets = Velocity(loaded, "cpu"), open_codec(loaded, "cpu"), loaded.manifest
+    seen, flow = [], Flow(*nets, FlowOptions(steps=2, tile=32))
+    through = flow._whole
+    flow._whole = lambda x, norms: seen.append((norms, x.shape)) or through(x, norms)
+    assert flow(images).shape == (1, 50, 70, 3)
+    calls = seen[0][0]._known
+    assert len(calls) == 4 and all(calls)  # one of the encoder, two of the velocity, one of the decoder
+    assert {shape for _, shape in seen} == {(1, 32, 32, 3)}
+    whole = Flow(*nets, FlowOptions(steps=2, tile=128))(images)
+    assert np.array_equal(whole, Flow(*nets, FlowOptions(steps=2))(images))
+
+
 @pytest.mark.parametrize("shape", [(1, 16, 16), (4, 16, 16), (2, 10, 23), (1, 37, 8)])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_the_runtime_translates_as_pytorch_does_at_any_size_and_batch(run, bundle, shape, reverse):
@@ -219,7 +233,7 @@ def test_latents_of_another_shape_than_rfp_json_says_are_refused(copy):
 def test_values_that_are_not_finite_are_named_with_their_graph(bundle):
     loaded = load_bundle(bundle)
     codec = open_codec(loaded, "cpu")
-    codec.decode = lambda z: np.full((len(z), 3, 16, 16), np.nan, np.float32)
+    codec.decode = lambda z, norms: np.full((len(z), 3, 16, 16), np.nan, np.float32)
     with pytest.raises(MediaError, match="the decoder graph gave values that are not finite"):
         Flow(Velocity(loaded, "cpu"), codec, loaded.manifest)(np.zeros((1, 16, 16, 3), np.uint8))
 

@@ -4,7 +4,9 @@ import json
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
+import torch
 from onnx import TensorProto, numpy_helper
 from PIL import Image
 from rfp.cli.main import app
@@ -16,6 +18,7 @@ from rfp.export.half import half
 from rfp.export.int8 import int8
 from rfp.export.source import open_source
 from rfp.runtime import BundleError, ExportError, FlowOptions, UsageError, load_bundle, translate
+from rfp.runtime.norms import GIVEN, SHARE, opened_up
 from rfp.runtime.velocity import Velocity
 from trainings import noisy, write_run
 from typer.testing import CliRunner
@@ -66,6 +69,24 @@ def test_a_lone_graph_describes_itself_and_names_nothing_of_this_machine(bundle,
     data = (bundle / file).read_bytes()
     for trace in (b".py", b"/work", b"/root", b"/tmp", b"/home", b"site-packages", b"stack_trace"):
         assert trace not in data, trace
+
+
+@pytest.mark.parametrize("file", FILES.values())
+def test_the_norms_of_every_precision_take_and_tell_statistics(run, bundle, file):
+    """As tiles use them: torch's GroupNorms are InstanceNormalizations in the graph, all of which are found."""
+    data = (bundle / file).read_bytes()
+    opened, count = opened_up(data)
+    norms = [m for m in open_source(run).net.modules() if isinstance(m, torch.nn.GroupNorm)]
+    assert count == len(norms)
+    x, t = np.random.default_rng(0).normal(size=(1, 3, 16, 24)).astype(np.float32), np.array([0.3], np.float32)
+    (want,) = onnxruntime.InferenceSession(data).run(None, {"x": x, "t": t})
+    session = onnxruntime.InferenceSession(opened)
+    feeds = {"x": x, "t": t, SHARE: np.zeros(1, np.float32)}
+    own, *measured = session.run(None, feeds | {GIVEN.format(i): np.zeros((1, 1, 2), np.float32) for i in range(count)})
+    assert [m.shape[1] for m in measured] == [norm.num_groups for norm in norms]
+    feeds |= {SHARE: np.ones(1, np.float32), **{GIVEN.format(i): m for i, m in enumerate(measured)}}
+    for made in (own, session.run(None, feeds)[0]):
+        assert np.abs(made - want).max() <= 2e-3 * np.abs(want).max()  # another order of sums, where one is rounded
 
 
 def test_a_graph_that_does_not_run_is_not_kept_either(run, tmp_path, quick, monkeypatch):
