@@ -146,8 +146,7 @@ def resolve(
 ) -> "Job":
     """What the options ask for. Raises UsageError, ConfigError, CheckpointError."""
     from ..train import checkpoint as ckpt
-    from ..train.config import to_json
-    from ..train.job import Job, default_run_id, read_run
+    from ..train.job import Job, config_of, default_run_id, read_run
     from ..train.reading import load_config, override
 
     start, folder, before = None, None, dict[str, Any]()
@@ -167,7 +166,7 @@ def resolve(
             )
     inputs0, inputs1 = data_of(domain0, domain1, before)
     if start and not config:
-        settings = override(to_json(ckpt.load(start).config), overrides or [], dev, str(start))
+        settings = override(config_of(start), overrides or [], dev, str(start))
     else:
         config = config or _config_for(runs / run_id if run_id else None, inputs0, inputs1, device)
         settings = load_config(config, overrides, dev)

@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PureWindowsPath
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -14,14 +13,12 @@ from ..runtime.manifest import Latent, Manifest
 from ..runtime.pixels import Uint8
 from ..train import checkpoint as ckpt
 from ..train.codec import Codec
-from ..train.config import to_json
+from ..train.config import to_json, without_folders
 from ..train.velocity_net import VelocityNet
 from .sizes import Between, sides_to_prove
 
 Size = tuple[int, int]
 """Width and height, pixels."""
-FILES = ("weights", "eval_features")
-"""How config keys end that may name files."""
 
 
 @dataclass(frozen=True)
@@ -108,17 +105,3 @@ def resized(pictures: Uint8, size: Size) -> Uint8:
     if pictures.shape[2:0:-1] == size:
         return pictures
     return np.stack([np.asarray(Image.fromarray(p).resize(size, Image.Resampling.LANCZOS)) for p in pictures])
-
-
-def without_folders(value: Any) -> Any:
-    """A config's values, files of weights by name alone: an export says nothing of the machine it is from."""
-    if isinstance(value, dict):
-        return {
-            k: _file_name(v) if k.endswith(FILES) and isinstance(v, str) else without_folders(v)
-            for k, v in value.items()
-        }
-    return value
-
-
-def _file_name(value: str) -> str:
-    return PureWindowsPath(value).name  # which knows both kinds of slashes

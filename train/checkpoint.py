@@ -24,7 +24,7 @@ from ..runtime.errors import CheckpointError, ConfigError, UsageError
 from ..runtime.files import write_aside
 from .codec import VAE, Codec, Identity
 from .codec_config import IdentityConfig
-from .config import RFPix2pixModel, to_json
+from .config import RFPix2pixModel, to_json, without_folders
 from .reading import parse_json, validate
 from .saliency import SaliencyNet, build_saliency_net
 from .velocity_net import VelocityNet, build_velocity_net
@@ -114,10 +114,13 @@ def state_path(path: Path) -> Path:
 
 
 def save(path: Path, checkpoint: Checkpoint, state: Tensors) -> None:
-    """Write a checkpoint and, before it, its training state if there is one; each whole or not at all."""
+    """Write a checkpoint and, before it, its training state if there is one; each whole or not at all.
+
+    Of files that the config names it keeps the names, not their folders: a checkpoint may be given away.
+    """
     about = {
         "format": FORMAT,
-        "config": to_json(checkpoint.config),
+        "config": without_folders(to_json(checkpoint.config)),
         "phase": checkpoint.phase,
         "step": checkpoint.step,
         "seed": checkpoint.seed,

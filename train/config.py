@@ -6,6 +6,7 @@ The models below are the single source of the JSON schema (configs/schema.json) 
 import json
 import math
 import types
+from pathlib import PureWindowsPath
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import Field, field_validator, model_validator
@@ -24,6 +25,8 @@ from .net_config import (
 )
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+FILES = ("weights", "eval_features")
+"""How keys end that may name files."""
 
 
 class RFPix2pixModel(Strict):
@@ -270,6 +273,33 @@ def nets() -> dict[str, dict[str, type[Strict]]]:
 def to_json(config: RFPix2pixModel) -> dict[str, Any]:
     """The whole config as plain JSON values, every default spelled out."""
     return config.model_dump(mode="json", by_alias=True)
+
+
+def without_folders(values: Any) -> Any:
+    """A config's values, files by name alone: what leaves this machine says nothing of its folders."""
+    if isinstance(values, dict):
+        return {
+            k: file_name(v) if k.endswith(FILES) and isinstance(v, str) else without_folders(v)
+            for k, v in values.items()
+        }
+    return values
+
+
+def with_folders(values: Any, known: Any) -> Any:
+    """The reverse, for files that `known`, the values of a whole config, has in the same places by the same names."""
+    if isinstance(values, dict) and isinstance(known, dict):
+        return {k: with_folders(v, known.get(k)) for k, v in values.items()}
+    return known if isinstance(values, str) and isinstance(known, str) and file_name(known) == values else values
+
+
+def alike(one: Strict, other: Strict) -> bool:
+    """Whether two parts of a config agree, wherever their files lie."""
+    return bool(without_folders(one.model_dump()) == without_folders(other.model_dump()))
+
+
+def file_name(path: str) -> str:
+    """The last part of a path of any system."""
+    return PureWindowsPath(path).name  # which knows both kinds of slashes
 
 
 def schema() -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ..runtime.errors import CheckpointError, ConfigError, UsageError
 from . import checkpoint as ckpt
-from .config import RFPix2pixModel, to_json
+from .config import RFPix2pixModel, alike, to_json, with_folders
 from .noise import RANDOM
 from .parts import option
 from .reading import parse_json, validate
@@ -108,6 +108,19 @@ def read_run(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: cannot be read: {e!r}") from e
 
 
+def config_of(checkpoint: Path) -> dict[str, Any]:
+    """A checkpoint's config as JSON values; within its run with the folders of its files, as config.json has them.
+
+    Raises:
+        CheckpointError, ConfigError: it, or its run's config.json, is damaged.
+    """
+    config, beside = to_json(ckpt.load(checkpoint).config), checkpoint.parent.parent / "config.json"
+    if checkpoint.parent.name != "checkpoints" or not beside.is_file():
+        return config
+    known: dict[str, Any] = with_folders(config, parse_json(beside.read_text(encoding="utf-8"), str(beside)))
+    return known
+
+
 def same_training(job: Job, resumed: ckpt.Checkpoint) -> None:
     """Raise UsageError where the run in the job's folder, which is at `resumed`, was trained otherwise than it says."""
     free = FREE_TO_CHANGE if resumed.finished("saliency") else FREE_TO_CHANGE | FREE_IN_PHASE_1
@@ -134,7 +147,10 @@ def same_nets(resumed: ckpt.Checkpoint, config: RFPix2pixModel, where: str) -> N
     other = [
         (config.codec.net != resumed.config.codec.net, "codec"),
         (resumed.phase == "velocity" and config.velocity_net != resumed.config.velocity_net, "velocity_net"),
-        (later and config.saliency_loss_weight and config.saliency_net != resumed.config.saliency_net, "saliency_net"),
+        (
+            later and config.saliency_loss_weight and not alike(config.saliency_net, resumed.config.saliency_net),
+            "saliency_net",
+        ),
     ]
     if wrong := next((name for differs, name in other if differs), None):
         raise UsageError(

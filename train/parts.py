@@ -7,7 +7,7 @@ import torch
 
 from ..runtime.errors import UsageError
 from . import checkpoint as ckpt
-from .config import RFPix2pixModel
+from .config import RFPix2pixModel, alike
 
 NAMES = {"codec": "codec", "saliency": "classifier", "velocity": "velocity net"}
 """What each phase trains."""
@@ -91,7 +91,7 @@ def _checked(checkpoint: ckpt.Checkpoint, config: RFPix2pixModel, phase: str, wh
         )
     differ = {
         "codec": theirs.codec.net != config.codec.net,
-        "saliency_net": phase == "saliency" and theirs.saliency_net != config.saliency_net,
+        "saliency_net": phase == "saliency" and not alike(theirs.saliency_net, config.saliency_net),
         "velocity_net": phase == "velocity" and theirs.velocity_net != config.velocity_net,
     }
     if wrong := [name for name, differs in differ.items() if differs]:

@@ -14,14 +14,14 @@ from rfp.cli.main import app
 from rfp.export import onnx as export_onnx_module
 from rfp.export.bundle import export_bundle
 from rfp.export.proof import FLOORS, make_cases
-from rfp.export.source import open_source, without_folders
+from rfp.export.source import open_source
 from rfp.runtime import CheckpointError, ExportError, UsageError, generate, integrate, load_bundle
 from rfp.runtime.manifest import METADATA_KEY
 from rfp.runtime.noise import noises
 from rfp.runtime.pixels import to_float, to_uint8
 from rfp.runtime.velocity import Velocity
 from rfp.train import checkpoint as ckpt
-from rfp.train.config import to_json
+from rfp.train.config import to_json, without_folders
 from trainings import TINY, tiny, write_run
 from typer.testing import CliRunner
 

@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 from rfp.runtime import CheckpointError, TrainingError, UsageError
 from rfp.train import checkpoint as ckpt
-from rfp.train.job import Job
+from rfp.train.config import alike, to_json, without_folders
+from rfp.train.job import Job, config_of
+from rfp.train.net_config import ResNetSaliencyNet
 from rfp.train.plan import plan
 from rfp.train.run import Interrupted, train
 from trainings import TINY, Listener, assert_same, draw_domains, finish, job, tiny
@@ -328,3 +330,23 @@ def test_a_loss_that_is_not_finite_never_reaches_a_checkpoint(work):
         finish(wild)
     saved = [ckpt.load(p).tensors for p in ckpt.checkpoints(work / "wild")]
     assert all(bool(t.isfinite().all()) for tensors in saved for t in tensors.values() if t.is_floating_point())
+
+
+def test_a_checkpoint_tells_no_folder_of_weights_and_its_run_still_knows_them(work):
+    weights = str(work / "secret" / "vgg.pth")
+    asked = job(work, "filed", distill_perceptual_weights=weights, train_images=10)
+    finish(asked)
+    newest = ckpt.find(asked.folder)
+    for file in (newest, ckpt.state_path(newest)):
+        assert b"secret" not in file.read_bytes() and b"vgg.pth" in file.read_bytes()
+    assert ckpt.load(newest).config.distill_perceptual_weights == "vgg.pth"
+    assert config_of(newest) == to_json(asked.config)
+    given_away = work / "given-away.safetensors"
+    shutil.copyfile(newest, given_away)
+    assert config_of(given_away) == without_folders(to_json(asked.config))
+    assert finish(asked).steps == []  # the same command finds nothing changed
+
+
+def test_nets_are_alike_wherever_their_weights_lie():
+    here, there = (ResNetSaliencyNet(weights=f"/{place}/resnet.pth") for place in ("here", "there"))
+    assert alike(here, there) and not alike(here, ResNetSaliencyNet(weights="/here/other.pth"))
