@@ -18,6 +18,10 @@ def export(
         Path, typer.Argument(metavar="RUN|CHECKPOINT", help="Run folder (its newest checkpoint) or checkpoint file.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Bundle folder to write.")],
+    best: Annotated[
+        bool,
+        typer.Option("--best", help="Of a run with eval_every, the checkpoint of the lowest KID, not the newest."),
+    ] = False,
     formats: Annotated[
         str,
         typer.Option(
@@ -76,6 +80,7 @@ def export(
     outcomes = export_bundle(
         source,
         output,
+        best=best,
         formats=_list(formats),
         precisions=_list(precisions),
         steps=steps,

@@ -9,6 +9,7 @@ from ..runtime.bundle import DATA_SUFFIX, digest
 from ..runtime.errors import BundleError, ExportError, MediaError, UsageError
 from ..runtime.files import write_folder_aside
 from ..runtime.manifest import MANIFEST_FILE, Data, Graph
+from ..train.checkpoint import BEST
 from .coreml import CoreML, coreml_maker, images_maker
 from .proof import (
     FLOORS,
@@ -49,6 +50,7 @@ def export_bundle(
     source: Path,
     output: Path,
     *,
+    best: bool = False,
     formats: Sequence[str] = ("onnx",),
     precisions: Sequence[str] = (),
     steps: int | None = None,
@@ -70,6 +72,7 @@ def export_bundle(
     A latent model has three graphs for each format and precision (velocity, encoder, decoder), proven together.
 
     Args:
+        best: of a run folder, the checkpoint of the lowest KID (`eval_every`) in place of the newest.
         formats: of DEFAULT_PRECISION, or WEB.
         precisions: all of them for every format; none takes each format's default.
         steps: Euler steps of the proof and the manifest; None takes the config's.
@@ -102,10 +105,17 @@ def export_bundle(
     if "coreml" not in wanted and (coreml_images or coreml_batch != 1 or between or author):
         raise UsageError("--coreml-images, --coreml-batch, --author and sizes from .. to are for --format coreml")
     runtime = web_runtime(note) if WEB in formats else None  # exporting takes longer than finding that it is not there
-    note(f"exporting {source}")
     opened = open_source(
-        source, name=name, licence=licence, provenance=provenance, steps=steps, sizes=sizes, between=between
+        source,
+        best=best,
+        name=name,
+        licence=licence,
+        provenance=provenance,
+        steps=steps,
+        sizes=sizes,
+        between=between,
     )
+    note(f"exporting {source}, {_which(source, best, opened.manifest.training['step'])}")
     taken = opened.sizes if sizes and not between else opened.sizes[:1]
     coreml = CoreML(Sizes(tuple((h, w) for w, h in taken), between), coreml_batch, author)
     cases = make_cases(opened)
@@ -121,6 +131,14 @@ def export_bundle(
         if runtime and any(graph.format == "onnx" for graph in graphs):
             write_page(folder, runtime)
     return outcomes
+
+
+def _which(source: Path, best: bool, step: int) -> str:
+    """The checkpoint that is exported, and what else there is to choose."""
+    if not source.is_dir() or best:
+        return f"step {step:,}"
+    other = (source / "checkpoints" / BEST).is_file()
+    return f"its newest checkpoint, step {step:,}" + (" (--best exports the one of its lowest KID)" if other else "")
 
 
 def _wanted(formats: Sequence[str], precisions: Sequence[str]) -> dict[str, list[str]]:

@@ -39,6 +39,7 @@ class Source:
 def open_source(
     path: Path,
     *,
+    best: bool = False,
     name: str | None = None,
     licence: str = "",
     provenance: str = "",
@@ -46,15 +47,15 @@ def open_source(
     sizes: Sequence[Size] = (),
     between: Between | None = None,
 ) -> Source:
-    """From a checkpoint, or the newest one of a run folder. `steps` None takes the config's.
+    """From a checkpoint, or the newest one of a run folder, or its `best`. `steps` None takes the config's.
 
     `between` two sides are sizes to prove at, before `sizes`.
 
     Raises:
-        UsageError: no such run, or a size that the net cannot take.
+        UsageError: no such run, none of its checkpoints is its best, or a size that the net cannot take.
         CheckpointError: the checkpoint is damaged, or holds no velocity net or no sample pictures.
     """
-    path = ckpt.find(path)
+    path = ckpt.find(path, best)
     checkpoint = ckpt.load(path)
     config = checkpoint.config
     side, multiple = config.max_size, config.multiple

@@ -206,16 +206,25 @@ def checkpoints(run: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def find(path: Path) -> Path:
-    """A checkpoint file as it is; for a run folder its newest one. Raises UsageError, CheckpointError."""
+def find(path: Path, best: bool = False) -> Path:
+    """A checkpoint file as it is; for a run folder its newest one, or the best by its own judgement.
+
+    Raises:
+        UsageError: not there; or the best is asked of what has none.
+        CheckpointError: a folder without checkpoints.
+    """
     if os.path.isdir(path):  # noqa: PTH112
         if not (found := checkpoints(path)):
             raise CheckpointError(
                 f"{path}: a folder without checkpoints/*.safetensors; give a run folder or a checkpoint"
             )
-        return found[-1]
+        if best and not (found[-1].with_name(BEST)).is_file():
+            raise UsageError(f"{path}: has no {BEST}, which runs with eval_every keep; leave out --best for its newest")
+        return found[-1].with_name(BEST) if best else found[-1]
     if not os.path.exists(path):  # noqa: PTH110 (pathlib's raises for a name too long)
         raise UsageError(f"{path}: no such run folder or checkpoint")
+    if best:
+        raise UsageError(f"{path}: is one checkpoint; --best chooses among those of a run folder")
     return path
 
 

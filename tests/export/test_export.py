@@ -1,6 +1,7 @@
 import hashlib
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -313,3 +314,28 @@ def test_a_missing_extra_is_named_with_its_pip_line(run, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda m: None if m == "onnxscript" else find_spec(m))
     result = rfp(run, "-o", tmp_path / "b")
     assert result.exit_code == 2 and "exporting needs onnxscript: pip install 'rfp[export]'" in result.stderr
+
+
+def test_the_best_checkpoint_is_exported_where_it_is_asked_for(run, tmp_path, monkeypatch):
+    shutil.copytree(run, tmp_path / "run")
+    newest = ckpt.find(tmp_path / "run")
+    with pytest.raises(UsageError, match=r"has no best.safetensors, which runs with eval_every keep"):
+        open_source(tmp_path / "run", best=True)
+    ckpt.save(newest.with_name("best.safetensors"), replace(ckpt.load(newest), step=4), {})
+    assert [open_source(tmp_path / "run", best=best).manifest.training["step"] for best in (False, True)] == [9, 4]
+    with pytest.raises(UsageError, match=r"is one checkpoint; --best chooses among those of a run folder"):
+        open_source(newest, best=True)
+
+    def stop(source):
+        raise ExportError("far enough")
+
+    monkeypatch.setattr("rfp.export.bundle.make_cases", stop)
+    notes = []
+    for source, best in ((tmp_path / "run", False), (tmp_path / "run", True), (newest, False)):
+        with pytest.raises(ExportError, match="far enough"):
+            export_bundle(source, tmp_path / "b", best=best, note=notes.append)
+    assert [note.split(", ", 1)[1] for note in notes] == [
+        "its newest checkpoint, step 9 (--best exports the one of its lowest KID)",
+        "step 4",
+        "step 9",
+    ]
