@@ -78,11 +78,12 @@ def quantised(
     made, steps = opened(source.manifest, data), source.manifest.default_steps
     feeds = trajectories(source, made, calibration)
     runs = [(feeds["velocity"][0]["x"], steps, 0.0, 1.0), (feeds["velocity"][steps]["x"], steps, 1.0, 0.0)]
-    want = [integrate(made.velocity, *run) for run in runs]
+    want = [made.codec.decode(integrate(made.velocity, *run)) for run in runs]
 
     def quality(model: ModelProto) -> float:
         velocity = opened(source.manifest, data | {"velocity": model.SerializeToString()}).velocity
-        return min(psnr(end, integrate(velocity, *run)) for end, run in zip(want, runs, strict=True))
+        ends = [made.codec.decode(integrate(velocity, *run)) for run in runs]
+        return min(map(psnr, want, ends))
 
     done = {role: int8(m, feeds[role], quality if role == "velocity" else None) for role, m in models.items()}
     return {role: model for role, (model, _) in done.items()}, {role: about for role, (_, about) in done.items()}
