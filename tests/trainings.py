@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 from rfp.train import checkpoint as ckpt
+from rfp.train.codec import VAE, normalize
 from rfp.train.config import RFPix2pixModel
 from rfp.train.job import Job
 from rfp.train.reading import validate
@@ -52,6 +53,7 @@ VAE_TINY: dict[str, Any] = {
     "ema_decay": 0.5,
 }
 """A codec whose z is half the pictures' size; 6 steps of phase 0."""
+LATENT: dict[str, Any] = {"codec": VAE_TINY | {"mid_attention": True}}
 
 
 def tiny(**changes: Any) -> RFPix2pixModel:
@@ -118,7 +120,7 @@ def assert_same(one: Path, other: Path) -> None:
 
 
 def write_run(root: Path, phase: str = "velocity", generative: bool = False, **changes: Any) -> Path:
-    """A run folder with a checkpoint of a net that does something."""
+    """A run folder with a checkpoint of nets that do something."""
     config = tiny(**changes)
     torch.manual_seed(1)
     nets = [build_velocity_net(config) for _ in range(2)]
@@ -126,6 +128,10 @@ def write_run(root: Path, phase: str = "velocity", generative: bool = False, **c
         torch.nn.init.normal_(p, std=0.15)
     tensors = {f"velocity_ema.{k}": v for k, v in nets[0].state_dict().items()}
     tensors |= {f"velocity_net.{k}": v for k, v in nets[1].state_dict().items()}
+    if config.codec.latents:
+        codec = VAE(config.codec)
+        normalize(codec, torch.tensor([0.3, -0.2, 0.1]), torch.tensor([0.5, 0.7, 0.9]))
+        tensors |= {f"codec_ema.{k}": v for k, v in codec.state_dict().items()}
     if phase == "saliency":
         tensors = {}
     size = (config.max_size, config.max_size)

@@ -13,7 +13,6 @@ import shutil
 import numpy as np
 import pytest
 import test_export
-import test_latent
 import torch
 from browsers import CHROMIUM, fetch_playwright, image_of, in_chromium, in_node, levels, served
 from PIL import Image
@@ -26,7 +25,7 @@ from rfp.runtime.media import read_image
 from rfp.runtime.pixels import pad_to_multiple, to_float, to_uint8
 from rfp.runtime.velocity import Velocity
 from rfp.train import checkpoint as ckpt
-from trainings import noisy
+from trainings import LATENT, noisy, write_run
 from typer.testing import CliRunner
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
@@ -34,12 +33,12 @@ pytestmark = [
     pytest.mark.extra,
     pytest.mark.skipif(not shutil.which("npm"), reason="needs Node.js and npm: https://nodejs.org"),
 ]
-RUNS = {
-    "attention": functools.partial(test_export.write_run, velocity_net=test_export.ATTENTION),
-    "dit": functools.partial(test_export.write_run, velocity_net=test_export.DIT),
-    "latent": test_latent.write_run,
-    "generative": functools.partial(test_export.write_run, generative=True),
-    "latent from noise": functools.partial(test_latent.write_run, generative=True),
+NETS = {
+    "attention": {"velocity_net": test_export.ATTENTION},
+    "dit": {"velocity_net": test_export.DIT},
+    "latent": LATENT,
+    "generative": {"generative": True},
+    "latent from noise": {"generative": True, **LATENT},
 }
 
 
@@ -50,7 +49,7 @@ def made(tmp_path_factory):
     @functools.cache
     def make(name):
         folder = tmp_path_factory.mktemp("made")
-        run, site = RUNS[name](folder / "run"), folder / "site"
+        run, site = write_run(folder / "run", **NETS[name]), folder / "site"
         done = CliRunner().invoke(app, ["export", str(run), "-o", str(site), "--format", "web"])
         assert done.exit_code == 0, done.output
         return run, site

@@ -24,9 +24,8 @@ from rfp.runtime.manifest import Manifest
 from rfp.runtime.options import FlowOptions
 from rfp.runtime.velocity import Velocity
 from rfp.train import checkpoint as ckpt
-from rfp.train.codec import VAE, normalize
 from test_mil import DYNAMIC
-from trainings import TINY, VAE_TINY, noisy, write_run
+from trainings import LATENT, TINY, noisy, write_run
 from typer.testing import CliRunner
 
 Model_pb2 = pytest.importorskip("coremltools.proto.Model_pb2", reason="pip install 'rfp[coreml]'")
@@ -183,13 +182,8 @@ def test_attention_takes_several_sizes_and_a_batch(tmp_path):
 
 @pytest.mark.extra
 def test_a_latent_model_has_three_packages(tmp_path):
-    run = write_run(tmp_path / "run", velocity_net=SMALL, codec=VAE_TINY | {"mid_attention": True})
-    whole = ckpt.load(ckpt.find(run))
-    codec = VAE(whole.config.codec)
-    normalize(codec, torch.tensor([0.3, -0.2, 0.1]), torch.tensor([0.5, 0.7, 0.9]))
-    whole.tensors.update({f"codec_ema.{k}": v for k, v in codec.state_dict().items()})
-    ckpt.save(tmp_path / "latent.safetensors", whole, {})
-    source, graphs = made(tmp_path / "latent.safetensors", tmp_path / "p", precision="fp16")
+    run = write_run(tmp_path / "run", velocity_net=SMALL, **LATENT)
+    source, graphs = made(run, tmp_path / "p", precision="fp16")
     assert graphs.files == {role: f"{role}.mlpackage" for role in ("velocity", "encoder", "decoder")}
     shapes = {role: spec_of(tmp_path / "p" / file).description.input[0].type for role, file in graphs.files.items()}
     assert list(shapes["velocity"].multiArrayType.shape) == [1, 3, 8, 8]

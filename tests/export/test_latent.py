@@ -32,31 +32,12 @@ from rfp.runtime.noise import noises
 from rfp.runtime.pixels import pad_to_multiple, to_float, to_uint8
 from rfp.runtime.velocity import Velocity
 from rfp.train import checkpoint as ckpt
-from rfp.train.codec import VAE, normalize
-from rfp.train.velocity_net import build_velocity_net
-from trainings import VAE_TINY, noisy, tiny
-
-
-def write_run(root, generative=False):
-    """A run folder with a checkpoint of nets that do something."""
-    config = tiny(codec=VAE_TINY | {"mid_attention": True})
-    torch.manual_seed(1)
-    velocity, codec = build_velocity_net(config), VAE(config.codec)
-    for p in velocity.parameters():
-        torch.nn.init.normal_(p, std=0.15)
-    normalize(codec, torch.tensor([0.3, -0.2, 0.1]), torch.tensor([0.5, 0.7, 0.9]))
-    tensors = {f"velocity_ema.{k}": v for k, v in velocity.state_dict().items()}
-    tensors |= {f"codec_ema.{k}": v for k, v in codec.state_dict().items()}
-    for place, level in enumerate((70, 190)):
-        tensors[f"samples.domain{place}"] = torch.from_numpy(np.stack([noisy(level, i, (16, 16)) for i in range(4)]))
-    path = root / "checkpoints" / "velocity-00000009.safetensors"
-    ckpt.save(path, ckpt.Checkpoint(config, "velocity", 9, 0, ("dark", "bright"), tensors, {}, generative), {})
-    return root
+from trainings import LATENT, noisy, write_run
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return write_run(tmp_path_factory.mktemp("run"))
+    return write_run(tmp_path_factory.mktemp("run"), **LATENT)
 
 
 @pytest.fixture(scope="module")
@@ -269,7 +250,7 @@ def test_a_generative_latent_model_is_proven_and_makes_pictures_from_noise_of_la
     # The same nets: torch's exporter takes seconds.
     graphs = {role: onnx.load(bundle / f"{role}.onnx") for role in ("velocity", "encoder", "decoder")}
     monkeypatch.setattr(export_onnx_module, "float32_graph", lambda source, role: graphs[role])
-    run = write_run(tmp_path / "run", generative=True)
+    run = write_run(tmp_path / "run", generative=True, **LATENT)
     (outcome,) = export_bundle(run, tmp_path / "b")
     assert outcome.parity.cases == 6
     generate(tmp_path / "b", tmp_path / "out", 2, seed=5, size=(24, 16), device="cpu")

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import test_export
 from bundles import MANIFEST, towards, write_bundle
 from PIL import Image
 from rfp.cli.main import app
@@ -22,6 +21,7 @@ from rfp.runtime import ExportError, load_bundle, translate
 from rfp.runtime.errors import MissingExtraError
 from rfp.runtime.noise import noise
 from rfp.runtime.pixels import pad_to_multiple, to_float
+from trainings import write_run
 from typer.testing import CliRunner
 
 SITE = Path(web.__file__).parent / "site"
@@ -90,7 +90,7 @@ def test_the_folder_stays_a_bundle(site, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_is_exported_as_a_page_in_one_command(tmp_path, package, monkeypatch):
-    run, site = str(test_export.write_run(tmp_path / "run")), str(tmp_path / "site")
+    run, site = str(write_run(tmp_path / "run")), str(tmp_path / "site")
     monkeypatch.setenv("PATH", "")
     refused = CliRunner().invoke(app, ["export", run, "-o", site, "--format", "web"])
     assert refused.exit_code == 2 and "Node.js" in refused.output and not Path(site).exists()
