@@ -11,6 +11,7 @@ from .train import require_train
 
 if TYPE_CHECKING:
     from ..export.bundle import Outcome
+    from ..runtime.manifest import Graph
 
 
 def export(
@@ -99,7 +100,7 @@ def export(
     )
     for outcome in outcomes:
         typer.echo(_said(outcome))
-    typer.echo(f"{output}: {sum(len(o.graphs) for o in outcomes)} graphs")
+    typer.echo(f"{output}: {_count(sum(len(o.graphs) for o in outcomes), 'graph')}")
     if (output / "index.html").is_file():
         typer.echo(f"look at its page with: rfp preview {output}")
     if failed := [o.error for o in outcomes if o.error]:
@@ -114,18 +115,27 @@ def _said(outcome: "Outcome") -> str:
     files = ", ".join(f"{g.file} ({(g.bytes + (g.data.bytes if g.data else 0)) / 1e6:.1f} MB)" for g in outcome.graphs)
     kept = " BELOW ITS FLOOR, kept as asked:" if outcome.below_floor else ""
     line = (
-        f"{what}:{kept} {files}, {outcome.parity.psnr:.1f} dB to PyTorch over {outcome.parity.steps} steps, "
-        f"at most {outcome.parity.grey_levels} grey levels apart"
+        f"{what}:{kept} {files}, {outcome.parity.psnr:.1f} dB to PyTorch over {_count(outcome.parity.steps, 'step')}, "
+        f"at most {_count(outcome.parity.grey_levels, 'grey level')} apart"
     )
-    for graph in outcome.graphs:
-        if "left_in_float" in graph.about:
-            left, share = graph.about["left_in_float"], graph.about["multiplications_in_float"]
-            names = ", ".join(left) or "nothing"
-            line += (
-                f"\n  {graph.file}: {len(left)} of {graph.about['layers']} layers left in float "
-                f"({share:.1%} of the multiplications): {names}"
-            )
-    return line
+    if any(graph.about.get("predicted") is False for graph in outcome.graphs):
+        line += "; computed by rfp's evaluator, for Core ML itself needs a Mac"
+    return line + "".join(_left(graph) for graph in outcome.graphs if "left_in_float" in graph.about)
+
+
+def _left(graph: "Graph") -> str:
+    """The layers of an int8 graph that are not in 8 bits."""
+    left, layers = graph.about["left_in_float"], graph.about["layers"]
+    if not left:
+        return f"\n  {graph.file}: all {layers} layers in 8 bits"
+    return (
+        f"\n  {graph.file}: {len(left)} of {layers} layers left in float "
+        f"({graph.about['multiplications_in_float']:.1%} of the multiplications): {', '.join(left)}"
+    )
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def _list(text: str) -> list[str]:
