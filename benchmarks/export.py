@@ -1,48 +1,87 @@
 """What each exported graph costs and how near it comes to PyTorch: size, parity, speed and load time.
 
-    python benchmarks/export.py RUN... [--precision fp32,fp16,int8] [--repeats 30]
+    python benchmarks/export.py RUN... [--onnx fp32,fp16,int8] [--coreml fp16,fp32,int8,palette8,palette6,palette4]
+        [--repeats 30] [--profile]
 
-Speed is PyTorch eager (float32, evaluation mode, no autograd) over ONNX Runtime for one call of the same graph on one
-picture of the training size, both with all cores; the least of calls taken in turn, since the machine is shared.
+A RUN may be a checkpoint file too. Speed is PyTorch eager (float32, evaluation mode, no autograd) over ONNX Runtime for
+one call of the same graph on one picture of the training size, both with all cores; the least of calls taken in turn,
+since the machine is shared. Core ML packages are proven by their evaluator and not timed: that takes a Mac.
+
+`--profile` adds what the kinds of nodes of each velocity graph cost on one thread, each node the least of its calls.
 """
 
 import argparse
+import json
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import torch
 from rfp.export.bundle import export_bundle
+from rfp.export.mil import Program
 from rfp.export.onnx import optimised_nodes
 from rfp.export.source import Source, open_source
-from rfp.runtime import load_bundle
-from rfp.runtime.manifest import Graph
+from rfp.runtime import Manifest
+from rfp.runtime.manifest import MANIFEST_FILE, Graph
 from rfp.runtime.network import open_session
 from rfp.train.codec import VAE
 
+NOT_HERE = "not here"
+
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+")
-    parser.add_argument("--precision", default="fp32,fp16,int8")
+    parser.add_argument("--onnx", default="fp32,fp16,int8", help="precisions; none to leave out")
+    parser.add_argument("--coreml", default="fp16,fp32,int8,palette8,palette6,palette4", help="the same")
     parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--profile", action="store_true")
     args = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    print("| run | graph | nodes, as run | size | to PyTorch | grey levels | speed | load |")
+    print("| model | graph | nodes, as run | size | to PyTorch | grey levels | speed | load |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for run in args.runs:
-        with tempfile.TemporaryDirectory() as folder:
-            bundle = Path(folder) / "bundle"
-            export_bundle(run, bundle, precisions=args.precision.split(","), allow_below_floor=True)
-            source = open_source(run)
-            for graph in load_bundle(bundle).manifest.graphs:
-                print(row(run.name, source, graph, bundle / graph.file, args.repeats), flush=True)
+        source = open_source(run)
+        for format_, precisions in (("onnx", args.onnx), ("coreml", args.coreml)):
+            if wanted := [p for p in precisions.split(",") if p not in ("", "none")]:
+                with tempfile.TemporaryDirectory() as folder:
+                    rows(run, source, format_, wanted, Path(folder) / "bundle", args)
 
 
-def row(run: str, source: Source, graph: Graph, path: Path, repeats: int) -> str:
+def rows(
+    run: Path, source: Source, format_: str, precisions: list[str], bundle: Path, args: argparse.Namespace
+) -> None:
+    name = run.stem if run.is_file() else run.name
+    export_bundle(run, bundle, formats=[format_], precisions=precisions, allow_below_floor=True)
+    graphs = Manifest.from_json((bundle / MANIFEST_FILE).read_text(encoding="utf-8")).graphs
+    for graph in graphs:
+        path = bundle / graph.file
+        costs = timed(source, graph, path, args.repeats) if format_ == "onnx" else package(path)
+        left = (
+            f" ({len(graph.about['left_in_float'])} of {graph.about['layers']} in float)"
+            if "layers" in graph.about
+            else ""
+        )
+        below = " **below its floor**" if graph.below_floor else ""
+        parity = f"{graph.parity['psnr']:.1f} dB{below} | {graph.parity['grey_levels']:.0f}"
+        nodes, speed, load = costs
+        print(
+            f"| {name} | {graph.file}{left} | {nodes} | {graph.bytes / 1e6:.1f} MB | {parity} | {speed} | {load} |",
+            flush=True,
+        )
+    if args.profile and format_ == "onnx":
+        for graph in graphs:
+            if graph.role == "velocity":
+                print(f"{name} {graph.file}: {profile(source, bundle / graph.file, args.repeats)}", flush=True)
+
+
+def timed(source: Source, graph: Graph, path: Path, repeats: int) -> tuple[str, str, str]:
+    """Nodes of the file and as they are run, speed, and load time."""
     model = path.read_bytes()
     loads = [seconds(lambda: open_session(model, path)) for _ in range(5)]
     session = open_session(model, path)
@@ -51,12 +90,35 @@ def row(run: str, source: Source, graph: Graph, path: Path, repeats: int) -> str
         pairs = [(seconds(by_torch), seconds(lambda: session.run(None, feed))) for _ in range(repeats)]
     eager, ours = (min(times) for times in zip(*pairs, strict=True))
     nodes = f"{len(onnx.load_from_string(model).graph.node)}, {optimised_nodes(path)}"
-    parity = f"{graph.parity['psnr']:.1f} dB | {graph.parity['grey_levels']:.0f}"
-    left = f" ({len(graph.about['left_in_float'])} of {graph.about['layers']} in float)" if graph.about else ""
-    return (
-        f"| {run} | {graph.file}{left} | {nodes} | {graph.bytes / 1e6:.1f} MB | {parity} | "
-        f"{eager / ours:.2f}× ({eager * 1e3:.1f} / {ours * 1e3:.1f} ms) | {min(loads) * 1e3:.0f} ms |"
-    )
+    return nodes, f"{eager / ours:.2f}× ({eager * 1e3:.1f} / {ours * 1e3:.1f} ms)", f"{min(loads) * 1e3:.0f} ms"
+
+
+def package(path: Path) -> tuple[str, str, str]:
+    return str(len(Program(path).operations)), NOT_HERE, NOT_HERE
+
+
+def profile(source: Source, path: Path, repeats: int) -> str:
+    """Milliseconds by kind of node, on one thread."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.enable_profiling, options.log_severity_level = 1, True, 4
+    with tempfile.TemporaryDirectory() as folder:
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        feed, _ = call(source, "velocity")
+        for _ in range(repeats):
+            session.run(None, feed)
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    least: dict[tuple[str, str], int] = {}
+    for event in events:
+        if event["name"].endswith("_kernel_time"):
+            node = event["args"]["op_name"], event["name"]
+            least[node] = min(event["dur"], least.get(node, event["dur"]))
+    costs = Counter[str]()
+    for (kind, _), microseconds in least.items():
+        costs[kind] += microseconds
+    numbers = Counter(kind for kind, _ in least)
+    kinds = ", ".join(f"{kind} ×{numbers[kind]} {costs[kind] / 1e3:.2f}" for kind, _ in costs.most_common(12))
+    return f"{costs.total() / 1e3:.2f} ms: {kinds}"
 
 
 def call(source: Source, role: str) -> tuple[dict[str, np.ndarray], Callable[[], object]]:
