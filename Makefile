@@ -9,8 +9,16 @@ demo: .venv/.installed
 test: .venv/.installed
 	$(BIN)/python -m pytest
 
-# What needs more than pip brings: each skips with its reason where that is not there.
-test-extra: .venv/.installed
+# What needs more than `make test`: Node.js and Chromium are installed where this is root on Debian and they are not
+# there; a test skips with its reason where something is still missing.
+test-extra: .venv/.extra
+	@for tool in node:nodejs npm:npm chromium:chromium chromedriver:chromium-driver; do \
+	  command -v $${tool%:*} > /dev/null || missing="$$missing $${tool#*:}"; \
+	done; \
+	if [ -z "$$missing" ]; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
+	else echo "not installed, so some tests skip: apt-get install$$missing"; fi || true
 	$(BIN)/python -m pytest -m extra -rs
 
 # The same tests as in `make test`, over 2,500 damaged files instead of 176, and as many more that Hypothesis makes up.
@@ -35,4 +43,9 @@ format: .venv/.installed
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+# Heavy, and for `make test-extra` alone.
+.venv/.extra: .venv/.installed
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt 'ray[data]' selenium
 	touch $@
