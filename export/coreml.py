@@ -3,6 +3,7 @@
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,7 @@ class _Latents:
     def __init__(self, channels: int, factor: int, runs: dict[str, Run]) -> None:
         self.channels, self.factor = channels, factor
         self.encode, self.decode = runs["encoder"], runs["decoder"]
+        self.work = nullcontext
 
 
 def _runner(path: Path, takes: dict[str, int], gives: str, batch: int, image: bool = False) -> Run:

@@ -1,5 +1,7 @@
 """The codec of a bundle: pictures to what its flow moves, and back."""
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Protocol
 
 from .bundle import Bundle
@@ -21,6 +23,8 @@ class Codec(Protocol):
 
     def decode(self, z: Float, norms: Norms | None = None) -> Float: ...
 
+    def work(self) -> AbstractContextManager[None]: ...
+
 
 class Identity:
     """No codec: the flow moves pixels."""
@@ -32,6 +36,9 @@ class Identity:
 
     def decode(self, z: Float, norms: Norms | None = None) -> Float:
         return z
+
+    def work(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 class LatentCodec:
@@ -55,6 +62,15 @@ class LatentCodec:
         self._decoder = Network(
             bundle.decoder, path["decoder"], device, {"z": 4}, {"x": 4}, "decoder", bundle.data, threads
         )
+
+    @contextmanager
+    def work(self) -> Iterator[None]:
+        """As `Network.work`."""
+        with ExitStack() as stack:
+            for net in (self._encoder, self._decoder):
+                if isinstance(net, Network):
+                    stack.enter_context(net.work())
+            yield
 
     def encode(self, x: Float, norms: Norms | None = None) -> Float:
         """Raises MediaError where the graph cannot take this size or memory runs out."""

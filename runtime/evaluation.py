@@ -200,15 +200,20 @@ def _batches(flow: Flow, n: int, size: int) -> Iterator[slice]:
 
 def _through(flow: Flow, pictures: Uint8, on_batch: Callable[[int, int], None]) -> Uint8:
     out = np.empty_like(pictures)
-    for part in _batches(flow, len(pictures), pictures.shape[1]):
-        out[part] = flow(pictures[part])
+    parts = _batches(flow, len(pictures), pictures.shape[1])
+    for part, made in flow.side_by_side(lambda part: (part, flow(pictures[part])), parts):
+        out[part] = made
         on_batch(part.stop, len(pictures))
     return out
 
 
 def _generated(flow: Flow, size: int, n: int, on_progress: Callable[[str, int, int], None]) -> Uint8:
     out = []
-    for part in _batches(flow, n, size):
-        out.append(flow.sample(0, range(part.start, part.stop), size, size))
-        on_progress("generating", part.stop, n)
+
+    def sampled(part: slice) -> Uint8:
+        return flow.sample(0, range(part.start, part.stop), size, size)
+
+    for made in flow.side_by_side(sampled, _batches(flow, n, size)):
+        out.append(made)
+        on_progress("generating", sum(map(len, out)), n)
     return np.concatenate(out)

@@ -3,8 +3,11 @@
 import os
 import threading
 import time
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from functools import cached_property, partial
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,9 +20,14 @@ from .media import MAX_PIXELS
 from .noise import noises
 from .norms import Norms
 from .options import FlowOptions
+from .pipeline import parallel
 from .pixels import Float, Uint8, pad_to_multiple, to_float, to_uint8
+from .stages import Stages
 from .tiling import tiled
 from .velocity import Velocity
+
+In = TypeVar("In")
+Out = TypeVar("Out")
 
 BATCH_PIXELS = 1 << 21
 """Pixels in a batch where no number was asked for: about 4 GB in a net that takes 1.85 kB a pixel."""
@@ -52,7 +60,16 @@ class Flow:
     """Calling it translates uint8 [B, H, W, 3] to uint8 [B, H, W, 3] by Euler steps over a velocity, between an encoder
     and a decoder where the model works on latents."""
 
-    def __init__(self, velocity: Velocity, codec: Codec, manifest: Manifest, options: FlowOptions = DEFAULTS) -> None:
+    def __init__(
+        self,
+        velocity: Velocity,
+        codec: Codec,
+        manifest: Manifest,
+        options: FlowOptions = DEFAULTS,
+        stages: Stages | None = None,
+    ) -> None:
+        """`stages` takes down where the time goes."""
+        self.stages = Stages() if stages is None else stages
         self._velocity, self._codec, self._multiple = velocity, codec, manifest.multiple
         self._batch = options.batch
         self._steps = manifest.default_steps if options.steps is None else options.steps
@@ -64,7 +81,10 @@ class Flow:
         self.device = velocity.said
         self.upscale = options.upscale
         """How the result comes back to the input's size: see runtime/upscale.py."""
+        self.lanes = velocity.cores if velocity.device == "cpu" else 1
+        """Calls of a flow that are best under way at once; each core of a CPU follows a picture by itself."""
         self._sizes: dict[tuple[int, int], BatchSize] = {}
+        self._exclusive = threading.Lock()
         self._stopped = threading.Event()
 
     def __call__(self, images: Uint8) -> Uint8:
@@ -76,22 +96,51 @@ class Flow:
         """
         height, width = images.shape[1:3]
         if self._tile and max(height, width) > self._tile:
-            return np.stack([tiled(image, self._whole, self._tile, self._overlap) for image in images])
-        began = time.perf_counter()
+            with self._exclusive:
+                return np.stack([tiled(image, self._whole, self._tile, self._overlap) for image in images])
+        best, began = self._best(width, height), time.perf_counter()
         try:
-            out = self._whole(images)
+            with self._turn(best):
+                out = self._whole(images)
         except OutOfMemoryError:
-            if len(images) == 1:
+            if best.size == len(images) == 1:
                 raise
-            self._best(width, height).ran_out(len(images))
-            half = len(images) // 2
-            return np.concatenate([self(images[:half]), self(images[half:])])
-        self._best(width, height).took(len(images), time.perf_counter() - began)
+            best.ran_out(max(len(images), best.size))
+            parts = np.array_split(images, min(2, len(images)))
+            return np.concatenate([self(part) for part in parts])
+        best.took(len(images), time.perf_counter() - began)
         return out
+
+    def side_by_side(
+        self, work: Callable[[In], Out], batches: Iterable[In], at_once: int | None = None
+    ) -> Generator[Out, None, None]:
+        """Yield work(batch) in the order of `batches`, each of `batch` pictures that it takes through this flow.
+
+        So many at a time as the device likes best, and one more waits. What `batches` raises is raised after the
+        results before it. `at_once`: as of the method of that name, where memory may hold fewer.
+        """
+        return parallel(self._threads, work, batches, min(self.lanes, at_once or self.lanes) + 1)
+
+    @cached_property
+    def _threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self.lanes, "flow")
+
+    @contextmanager
+    def _turn(self, best: BatchSize) -> Iterator[None]:
+        """Pictures so large that not every core may have one go through one at a time, each on all cores."""
+        with (
+            self._exclusive if best.size < self.lanes else nullcontext(),
+            self._velocity.work(),
+            self._codec.work(),
+        ):
+            yield
 
     def _whole(self, images: Uint8, norms: Norms | None = None) -> Uint8:
         height, width = images.shape[1:3]
-        z = self._codec.encode(pad_to_multiple(to_float(images), self._multiple), norms)
+        with self.stages.timed("prepare"):
+            x = pad_to_multiple(to_float(images), self._multiple)
+        with self.stages.timed("integrate"):
+            z = self._codec.encode(x, norms)
         return self.follow(z, norms)[:, :height, :width]
 
     def sample(self, seed: int, numbers: Sequence[int], width: int, height: int) -> Uint8:
@@ -100,7 +149,8 @@ class Flow:
         A side that is no multiple of the net's is cut from the next one. Raises as calling does.
         """
         h, w = ((side + -side % self._multiple) // self._codec.factor for side in (height, width))
-        return self.follow(noises((self._codec.channels, h, w), seed, numbers))[:, :height, :width]
+        with self._turn(self._best(width, height)):
+            return self.follow(noises((self._codec.channels, h, w), seed, numbers))[:, :height, :width]
 
     def follow(self, x: Float, norms: Norms | None = None) -> Uint8:
         """From states [B, C, H, W] at the flow's beginning to the pictures at its end, uint8 [B, H, W, 3].
@@ -108,12 +158,14 @@ class Flow:
         With `norms` a tile's, [1, C, H, W].
         """
         way = self._steps, self._t0, self._t1, self._on_step, self._solver
-        if norms is None:
-            x = self._velocity.take(integrate(self._velocity, self._velocity.put(x), *way))
-        else:
-            x = integrate(partial(self._velocity.tile, norms), x, *way)
-        x = _finite(x, "velocity")
-        return to_uint8(_finite(self._codec.decode(x, norms), "decoder"))
+        with self.stages.timed("integrate"):
+            if norms is None:
+                x = self._velocity.take(integrate(self._velocity, self._velocity.put(x), *way))
+            else:
+                x = integrate(partial(self._velocity.tile, norms), x, *way)
+            x = self._codec.decode(_finite(x, "velocity"), norms)
+        with self.stages.timed("finish"):
+            return to_uint8(_finite(x, "decoder"))
 
     def fit(self, width: int, height: int) -> tuple[int, int]:
         """The (width, height) in px at which a picture is translated: its short side at `size`, its aspect kept.
@@ -136,21 +188,23 @@ class Flow:
         return fitted if self.upscale == "none" else (width, height)
 
     def batch(self, width: int, height: int) -> int:
-        """How many pictures of this size go through the velocity at once."""
+        """How many pictures of this size are best in one call: on a CPU one, and as many calls as there are lanes."""
+        return 1 if self._velocity.device == "cpu" else self.at_once(width, height)
+
+    def at_once(self, width: int, height: int) -> int:
+        """How many pictures of this size are under way at once, in one call or several."""
         if self._tile and max(width, height) > self._tile:
             return 1
         return self._best(width, height).size
 
     def _best(self, width: int, height: int) -> BatchSize:
         """On the CPU every core has a picture and more are no faster; elsewhere the batch grows."""
-        if (width, height) not in self._sizes:
-            if isinstance(self._batch, int):
-                size = BatchSize(self._batch, self._batch, settled=True)
-            else:
-                start = max(1, min(self._velocity.batch, BATCH_PIXELS // (width * height)))
-                size = BatchSize(start, MOST_AT_ONCE, settled=self._velocity.device == "cpu")
-            self._sizes[width, height] = size
-        return self._sizes[width, height]
+        if isinstance(self._batch, int):
+            size = BatchSize(self._batch, self._batch, settled=True)
+        else:
+            start = max(1, min(self._velocity.batch, BATCH_PIXELS // (width * height)))
+            size = BatchSize(start, MOST_AT_ONCE, settled=self._velocity.device == "cpu")
+        return self._sizes.setdefault((width, height), size)
 
     def stop(self) -> None:
         """From another thread: let a call under way, and every later one, raise Stopped after its present step."""

@@ -141,15 +141,16 @@ def _name(seed: int, picture: Picture) -> str:
 def _made(
     flow: Flow, seed: int, pictures: Sequence[Picture], width: int, height: int
 ) -> Generator[Work[Picture], None, None]:
-    full = flow.batch(width, height)
-    for start in range(0, len(pictures), full):
-        group = pictures[start : start + full]
+    def made(group: Sequence[Picture]) -> list[Work[Picture]]:
         try:
-            made = flow.sample(seed, [p.number for p in group], width, height)
+            return list(zip(group, flow.sample(seed, [p.number for p in group], width, height), strict=True))
         except MediaError as e:
-            yield from ((p, e) for p in group)
-        else:
-            yield from zip(group, made, strict=True)
+            return [(p, e) for p in group]
+
+    full = flow.batch(width, height)
+    groups = (pictures[start : start + full] for start in range(0, len(pictures), full))
+    for works in flow.side_by_side(made, groups, flow.at_once(width, height)):
+        yield from works
 
 
 def _contact_sheet(files: Sequence[Path], target: Path) -> MediaError | None:

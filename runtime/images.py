@@ -1,11 +1,12 @@
 """Many images through a flow: decoding and encoding in a pool of threads beside it, memory flat in their number."""
 
 import os
+import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
@@ -53,7 +54,9 @@ Work = tuple[Wanted, Uint8 | MediaError]
 """Something wanted with its pixels [H, W, 3] on the way, or with what went wrong."""
 
 THREADS = min(8, os.cpu_count() or 1)
-"""That decode and encode."""
+"""That decode, and twice as many that encode."""
+SAVERS = 32
+"""Threads that write, most of them asleep until a file is on the disk: a busy disk takes 0.2 s for one and for many."""
 _WAITING = 16
 """Pictures that wait, at most, for others of their size."""
 
@@ -78,7 +81,12 @@ class Task:
     source: tuple[str, Stat] | None = None
     known: Metadata = NOTHING
     animated: bool = False
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    """Of work on it."""
+
+    def let_go(self) -> None:
+        """Of the pixels."""
+        self.original = self.small = self.pixels = self.shown = None
 
 
 def translate_images(
@@ -88,12 +96,20 @@ def translate_images(
 
     Pictures of one size share a batch, so the order of ending is not that of `jobs`.
     """
-    with ThreadPoolExecutor(THREADS, "images") as pool:
-        decoded = parallel(pool, lambda job: _decode(job, flow, ledger, overwrite), jobs, 2 * THREADS)
+    with ThreadPoolExecutor(THREADS, "decode") as decoders, ThreadPoolExecutor(SAVERS, "save") as savers:
+        decoded = parallel(decoders, lambda job: _decode(job, flow, ledger, overwrite), jobs, 2 * THREADS)
         works = ahead(_through(decoded, flow), _WAITING, flow.stop)
-        save = partial(_save, flow=flow, ledger=ledger, options=options)
-        with closing(works), closing(parallel(pool, save, works, 2 * THREADS)) as saved:
+        room = threading.Semaphore(2 * THREADS)
+        save = partial(_save, flow=flow, ledger=ledger, options=options, room=room)
+        with closing(works), closing(parallel(savers, save, _admitted(works, room), SAVERS)) as saved:
             yield from saved
+
+
+def _admitted(works: Iterable[Task], room: threading.Semaphore) -> Iterator[Task]:
+    """Each task when there is room for its pixels, which `_save` gives back as soon as they are a file."""
+    for task in works:
+        room.acquire()
+        yield task
 
 
 def save_images(
@@ -117,11 +133,21 @@ def save_image(pixels: Uint8, target: Path) -> None:
 def in_order(pictures: Iterable[tuple[Uint8, Tag]], flow: Flow) -> Generator[tuple[Uint8, Tag], None, None]:
     """Translate pictures uint8 [H, W, 3] one after the other; neighbours of one size share a batch."""
     prepared = ((_fitted(original, flow), original, tag) for original, tag in pictures)
-    for shape, same in groupby(prepared, key=lambda item: item[0].shape):
-        while run := list(islice(same, flow.batch(shape[1], shape[0]))):
-            made = flow(np.stack([fitted for fitted, _, _ in run]))
-            for (fitted, original, tag), pixels in zip(run, made, strict=True):
-                yield given_back(flow.upscale, original, fitted, pixels), tag
+
+    def runs() -> Iterator[list[tuple[Uint8, Uint8, Tag]]]:
+        for shape, same in groupby(prepared, key=lambda item: item[0].shape):
+            while run := list(islice(same, flow.batch(shape[1], shape[0]))):
+                yield run
+
+    def made(run: list[tuple[Uint8, Uint8, Tag]]) -> list[tuple[Uint8, Tag]]:
+        out = flow(np.stack([fitted for fitted, _, _ in run]))
+        return [
+            (given_back(flow.upscale, original, fitted, pixels), tag)
+            for (fitted, original, tag), pixels in zip(run, out, strict=True)
+        ]
+
+    for run in flow.side_by_side(made, runs()):
+        yield from run
 
 
 def _fitted(original: Uint8, flow: Flow) -> Uint8:
@@ -130,13 +156,14 @@ def _fitted(original: Uint8, flow: Flow) -> Uint8:
 
 
 def _decode(job: Job, flow: Flow, ledger: Ledger, overwrite: bool) -> Task:
-    task, began = Task(job), time.perf_counter()
+    task, began, timed = Task(job), time.perf_counter(), flow.stages.timed
     try:
-        if not overwrite and (why := ledger.why_not(job)) is not None:
-            task.skipped = why
-            return task
-        stream = job.media.open()
-        task.source = identify(job.media, stream)
+        with timed("read"):
+            if not overwrite and (why := ledger.why_not(job)) is not None:
+                task.skipped = why
+                return task
+            stream = job.media.open()
+            task.source = identify(job.media, stream)
         with open_image(stream, str(job.media)) as image:
             task.animated, task.known = has_frames(image), metadata(image)
             if task.animated and not holds(job.target, image.format):
@@ -145,42 +172,51 @@ def _decode(job: Job, flow: Flow, ledger: Ledger, overwrite: bool) -> Task:
                 task.note = f"only the first {what}: {job.target.suffix} holds one"
             if not task.animated:
                 with decoding(image):
-                    image.load()
-                    original = np.asarray(upright_rgb(image))
-                    task.small = _fitted(original, flow)
+                    with timed("decode"):
+                        image.load()
+                        original = np.asarray(upright_rgb(image))
+                    with timed("prepare"):
+                        task.small = _fitted(original, flow)
                 task.original = task.small if flow.upscale == "none" else original
     except MediaError as e:
         task.error = e
     except (OSError, MemoryError) as e:
         task.error = MediaError(f"{job.media}: cannot be read: {e or type(e).__name__}")
-    task.seconds["decode"] = time.perf_counter() - began
+    task.seconds += time.perf_counter() - began
     return task
 
 
 def _through(decoded: Iterable[Task], flow: Flow) -> Generator[Task, None, None]:
-    """Translate pictures in batches of one size; the group that began first goes when too many wait."""
+    """Translate pictures in batches of one size."""
+    for group in flow.side_by_side(partial(_translated, flow=flow), _groups(decoded, flow)):
+        yield from group
+
+
+def _groups(decoded: Iterable[Task], flow: Flow) -> Iterator[list[Task]]:
+    """Pictures of one size; the group that began first goes when too many wait. Others are finished, and alone."""
     groups: dict[tuple[int, ...], list[Task]] = {}
     for task in decoded:
         if task.animated and task.error is None:
-            yield _animation(task, flow)
+            yield [_animation(task, flow)]
             continue
         if task.small is None:
-            yield task
+            yield [task]
             continue
         shape = task.small.shape
         group = groups.setdefault(shape, [])
         group.append(task)
         full = flow.batch(shape[1], shape[0])
         if len(group) >= full:
-            yield from _translated(groups.pop(shape), flow)
+            yield groups.pop(shape)
         elif sum(map(len, groups.values())) > max(_WAITING, full):
-            yield from _translated(groups.pop(next(iter(groups))), flow)
-    for group in groups.values():
-        yield from _translated(group, flow)
+            yield groups.pop(next(iter(groups)))
+    yield from groups.values()
 
 
 def _translated(group: Sequence[Task], flow: Flow) -> Sequence[Task]:
     began = time.perf_counter()
+    if group[0].small is None:
+        return group
     try:
         out = flow(np.stack([task.small for task in group if task.small is not None]))
     except MediaError as e:
@@ -190,7 +226,7 @@ def _translated(group: Sequence[Task], flow: Flow) -> Sequence[Task]:
         for task, pixels in zip(group, out, strict=True):
             task.pixels = pixels
     for task in group:
-        task.seconds["integrate"] = (time.perf_counter() - began) / len(group)
+        task.seconds += (time.perf_counter() - began) / len(group)
     return group
 
 
@@ -204,7 +240,7 @@ def _animation(task: Task, flow: Flow) -> Task:
             size = flow.fit(*image.size) if flow.upscale == "none" else image.size
             check_room(str(media), getattr(image, "n_frames", 1), *size)
             decoded = ((np.asarray(frame), duration) for frame, duration in frames(image))
-            for pixels, duration in in_order(decoded, flow):
+            for pixels, duration in in_order(flow.stages.each("decode", decoded), flow):
                 shown.pictures.append(small(Image.fromarray(pixels), suffix))
                 shown.durations.append(duration)
         task.shown = shown
@@ -212,33 +248,44 @@ def _animation(task: Task, flow: Flow) -> Task:
         task.error = e
     except (OSError, MemoryError) as e:
         task.error = MediaError(f"{media}: cannot be read: {e or type(e).__name__}")
-    task.seconds["integrate"] = time.perf_counter() - began
+    task.seconds += time.perf_counter() - began
     return task
 
 
-def _save(task: Task, flow: Flow, ledger: Ledger, options: PictureOptions) -> Task:
-    if task.skipped is not None:
-        return task
-    began, target = time.perf_counter(), task.job.target
+def _save(task: Task, flow: Flow, ledger: Ledger, options: PictureOptions, room: threading.Semaphore) -> Task:
+    with ExitStack() as held:
+        held.callback(room.release)
+        if task.skipped is None:
+            _write(task, flow, ledger, options, held)
+        task.let_go()
+    return task
+
+
+def _write(task: Task, flow: Flow, ledger: Ledger, options: PictureOptions, held: ExitStack) -> None:
+    began, target, timed = time.perf_counter(), task.job.target, flow.stages.timed
     try:
         if task.error is None:
             with write_aside(target) as partial_:
                 if task.shown is not None:
-                    save_frames(task.shown, partial_, target.suffix, options.quality, task.known)
+                    with timed("encode"):
+                        save_frames(task.shown, partial_, target.suffix, options.quality, task.known)
                 elif task.pixels is not None and task.small is not None and task.original is not None:
-                    image = Image.fromarray(given_back(flow.upscale, task.original, task.small, task.pixels))
-                    save_picture(image, partial_, target.suffix, options.quality, task.known)
-                task.seconds["encode"] = time.perf_counter() - began
-                ledger.add(task.job, task.source, partial_, sum(task.seconds.values()))
+                    with timed("finish"):
+                        image = Image.fromarray(given_back(flow.upscale, task.original, task.small, task.pixels))
+                    with timed("encode"):
+                        save_picture(image, partial_, target.suffix, options.quality, task.known)
+                written = time.perf_counter()
+                task.let_go()
+                held.close()
+                ledger.add(task.job, task.source, partial_, task.seconds + written - began)
+            flow.stages.add("write", time.perf_counter() - written)  # to the disk, for the most part
     except MediaError as e:
         task.error = e
     except (OSError, ValueError, RuntimeError, MemoryError) as e:
         task.error = MediaError(f"{target}: cannot be written: {e or type(e).__name__}")
     if task.error is not None:
         with suppress(MediaError):  # the first error is the one to tell
-            ledger.add(task.job, task.source, None, sum(task.seconds.values()), str(task.error))
-    task.original = task.small = task.pixels = task.shown = None
-    return task
+            ledger.add(task.job, task.source, None, task.seconds, str(task.error))
 
 
 def _save_plain(work: Work[Wanted]) -> tuple[Wanted, MediaError | None]:

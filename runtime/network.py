@@ -1,8 +1,10 @@
 """One exported graph on a device, computed by ONNX Runtime."""
 
 import os
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -72,8 +74,8 @@ class Network:
     """Batches through one graph: float32 [B, C, H, W] → float32 [B, C', H', W'].
 
     On the CPU every image of a batch is a call of its own, so a result never depends on its batch. With as many images
-    as cores each core runs one call at one thread: 1.2 times as fast as one call on all threads, 1.7 times as fast as
-    one by one (64 px, 2 cores: benchmarks/RESULTS.md). With fewer images, one call has all threads.
+    as cores, or several threads at `work`, each core runs one call at one thread: 1.2 times as fast as one call on all
+    threads, 1.7 times as fast as one by one (64 px, 2 cores: benchmarks/RESULTS.md). Else one call has all threads.
 
     Args:
         model, path: the graph, and its file for messages.
@@ -104,6 +106,7 @@ class Network:
         (self._gives,) = gives
         self.device = choose_device(device)
         self.cores = threads if isinstance(threads, int) else cores()
+        self._lock, self._at_work = threading.Lock(), 0
         found = {"takes": self._wide.get_inputs(), "gives": self._wide.get_outputs()}
         wanted = {"takes": _tensors(takes), "gives": _tensors(gives)}
         if {side: {v.name: (v.type, len(v.shape)) for v in values} for side, values in found.items()} != wanted:
@@ -111,6 +114,17 @@ class Network:
                 f"{path}: not {_a(what)} graph: it takes {_said(found['takes'])} and gives "
                 f"{_said(found['gives'])}; wanted {_axes(takes)} to {_axes(gives)}, all float32; export it again"
             )
+
+    @contextmanager
+    def work(self) -> Iterator[None]:
+        """Around a thread's calls: while several are inside, each call takes one core, and the last one all again."""
+        with self._lock:
+            self._at_work += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._at_work -= 1
 
     def __call__(self, x: Float, *shared: Float, norms: Norms | None = None) -> Float:
         """With `norms`, x is a tile, [1, C, H, W], normalised by what is known there.
@@ -124,7 +138,9 @@ class Network:
             return self._run(self._wide, x, *shared)
         images = [x[i : i + 1] for i in range(len(x))]
         if len(x) < self.cores or self.cores == 1:
-            return np.concatenate([self._run(self._wide, image, *shared) for image in images])
+            session = self._narrow if self._at_work > 1 and self.cores > 1 else self._wide
+            out = [self._run(session, image, *shared) for image in images]
+            return out[0] if len(out) == 1 else np.concatenate(out)
         return np.concatenate(list(self._pool.map(lambda image: self._run(self._narrow, image, *shared), images)))
 
     @cached_property

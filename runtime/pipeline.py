@@ -58,15 +58,28 @@ def ahead(items: Iterable[Out], depth: int = 2, stop: Callable[[], None] = lambd
 
 
 def parallel(pool: Executor, work: Callable[[In], Out], items: Iterable[In], depth: int) -> Generator[Out, None, None]:
-    """Yield work(item) in the order of `items`, at most `depth` of them under way or waiting to be taken."""
+    """Yield work(item) in the order of `items`, at most `depth` of them under way or waiting to be taken.
+
+    What `items` raises is raised here, after the results of the items before it.
+    """
     waiting: deque[Future[Out]] = deque()
+    failure: Exception | None = None
+    source = iter(items)
     try:
-        for item in items:
-            waiting.append(pool.submit(work, item))
+        while True:
+            try:
+                waiting.append(pool.submit(work, next(source)))
+            except StopIteration:
+                break
+            except Exception as e:
+                failure = e
+                break
             if len(waiting) >= depth:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+        if failure is not None:
+            raise failure
     finally:
         for future in waiting:
             future.cancel()

@@ -57,8 +57,9 @@ class Ended:
 class Report:
     """What became of the inputs, in the order in which they ended, and the wall time in seconds.
 
-    `images` counts the pictures that were translated, `stages` has the seconds of work in each stage, summed over the
-    threads, so that together they may exceed the wall time.
+    `images` counts the pictures that were translated, `stages` has the seconds in each stage, summed over the threads,
+    so that together they may exceed the wall time: read (bytes and their hash), decode, prepare (size, numbers),
+    integrate, finish (grey levels, size), encode, write (which waits for the disk), and of films join.
     """
 
     done: Ended = field(default_factory=Ended)

@@ -17,6 +17,7 @@ from .media import paths
 from .options import AS_IT_IS, FilmOptions, FlowOptions, FolderOptions, PictureOptions
 from .plan import Job, plan, selected
 from .report import Event, Report, ended
+from .stages import Stages
 from .velocity import Velocity
 
 PICTURES, FOLDERS = PictureOptions(), FolderOptions()
@@ -88,10 +89,11 @@ def translate(
     if film != AS_IT_IS and not videos:
         raise UsageError("options for videos were given (codec, crf, pix_fmt, start, end, compare), but there is none")
     graphs = Velocity(loaded, flow.device, flow.threads), open_codec(loaded, flow.device, flow.threads)
-    new_flow = partial(Flow, *graphs, loaded.manifest, flow)
+    stages = Stages()
+    new_flow = partial(Flow, *graphs, loaded.manifest, flow, stages)
     still = new_flow()
     model = model_hash(loaded)
-    report = Report(device=graphs[0].said)
+    report = Report(device=graphs[0].said, stages=stages)
     started = time.monotonic()
     key = {"model": model, **{k: v for k, v in asdict(flow).items() if k not in ("batch", "threads")}}
     tell = report.teller(on_event)
@@ -105,15 +107,12 @@ def translate(
         for task in tasks:
             tell(_of_task(task))
             report.images += task.skipped is None and task.error is None
-            for stage, seconds in task.seconds.items():
-                report.stages[stage] = report.stages.get(stage, 0.0) + seconds
     if report.images:
         report.images_per_second = report.images / (time.monotonic() - started)
     if films := [job for job in jobs if job.media.kind == "video"]:
         from .video import translate_video
 
         ledger = new_ledger(settings(loaded, flow, film) | ({"steady": steady} if steady else {}))
-        started = time.monotonic()
         for job in films:
             tell(
                 _video(
@@ -124,7 +123,6 @@ def translate(
                     tell,
                 )
             )
-        report.stages["videos"] = time.monotonic() - started
     report.seconds = time.monotonic() - began
     return report
 

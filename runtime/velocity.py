@@ -1,5 +1,6 @@
 """The velocity of a bundle, computed by ONNX Runtime, or from a Core ML package by Core ML."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import overload
 
 import numpy as np
@@ -37,6 +38,10 @@ class Velocity:
         threads_said = f", {self.cores} thread{'s' if self.cores > 1 else ''}" if self.device == "cpu" else ""
         self.said = f"{self.device}{threads_said}"
         """What is used, for a person to read."""
+
+    def work(self) -> AbstractContextManager[None]:
+        """Around a thread's calls, where several threads make some: as `Network.work`."""
+        return self._net.work() if isinstance(self._net, Network) else nullcontext()
 
     def put(self, x: Float) -> Float | State:
         """The state where the steps are worked out: on a GPU it stays there until `take`."""

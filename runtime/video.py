@@ -29,6 +29,7 @@ from .options import AS_IT_IS, FilmOptions
 from .pipeline import ahead
 from .pixels import Uint8
 from .segments import SEGMENT, Segment, Work, delay_of, work_on
+from .stages import Stages
 from .steady import Steady
 from .upscale import given_back, resized
 
@@ -77,7 +78,8 @@ def translate_video(
             if not work.segments:
                 raise damage or MediaError(f"{media}: holds no frame between --start and --end")
             try:
-                notes, missing = join(Film(media, stream, seen, encoder, film, work, damage is not None), target)
+                with flow.stages.timed("join"):
+                    notes, missing = join(Film(media, stream, seen, encoder, film, work, damage is not None), target)
             except (av.FFmpegError, OSError, ValueError) as e:
                 raise MediaError(f"{target}: cannot be written: {e}{_kept(work)}") from e
             work.remove()
@@ -118,20 +120,28 @@ def _make_segments(
 ) -> None:
     fitted = flow.fit(seen.width, seen.height)
     size = flow.output_size(seen.width, seen.height)
-    batch = flow.batch(*fitted)
+    at_once = max(flow.lanes, flow.at_once(*fitted))
     expected = _expected(seen, film)
     shift = cut_of(media, stream, film).shift
     frames = read(media, stream, size, skip=work.frames, start=film.start, end=film.end)
     seconds = float(shift), float(seen.time_base)
-    through = _through(ahead(frames, batch), flow, fitted, steady, film.compare, work.carried(), seconds)
-    with closing(ahead(through, 2 * batch, flow.stop)) as made:
+    decoded = flow.stages.each("decode", frames)
+    through = _through(ahead(decoded, at_once), flow, fitted, steady, film.compare, work.carried(), seconds)
+    with closing(ahead(through, 2 * at_once, flow.stop)) as made:
         while True:
-            more = _segment(made, encoder, seen, work, lambda n: on_frames(n, expected))
+            more = _segment(made, encoder, seen, work, flow.stages, lambda n: on_frames(n, expected))
             if not more:
                 return
 
 
-def _segment(made: Iterable[Made], encoder: Encoder, seen: Look, work: Work, on_frame: Callable[[int], None]) -> bool:
+def _segment(
+    made: Iterable[Made],
+    encoder: Encoder,
+    seen: Look,
+    work: Work,
+    stages: Stages,
+    on_frame: Callable[[int], None],
+) -> bool:
     """Write the next SEGMENT frames, or those that there are, to a file of their own; False where none follow.
 
     Raises DamagedError after writing what came before the damage.
@@ -153,15 +163,17 @@ def _segment(made: Iterable[Made], encoder: Encoder, seen: Look, work: Work, on_
     with write_aside(work.next_file()) as partial, av.open(f"file:{partial}", "w", format=work.form) as out:
         video = None
         for pts, pixels, kept in rest():
-            if video is None:
-                video = add_video(out, encoder, seen, pixels.shape[1], pixels.shape[0])
-            frame = to_frame(pixels, encoder.pix_fmt)
-            last = pts if last is None else max(pts, last + 1)  # a muxer refuses time that stands still
-            frame.pts, frame.time_base = last, seen.time_base
-            _mux(out, video, frame, order)
+            with stages.timed("encode"):
+                if video is None:
+                    video = add_video(out, encoder, seen, pixels.shape[1], pixels.shape[0])
+                frame = to_frame(pixels, encoder.pix_fmt)
+                last = pts if last is None else max(pts, last + 1)  # a muxer refuses time that stands still
+                frame.pts, frame.time_base = last, seen.time_base
+                _mux(out, video, frame, order)
             count, carried = count + 1, kept
             on_frame(work.frames + count)
-        _mux(out, video, None, order)
+        with stages.timed("encode"):
+            _mux(out, video, None, order)
         out.close()  # writes what is held back, before the file is renamed
     assert last is not None
     work.add(Segment(count, last, delay_of(order)), carried)
@@ -185,27 +197,36 @@ def _through(
     carried: tuple[Any, Any] | None,
     seconds: tuple[float, float],
 ) -> Generator[Made, None, None]:
-    """Frames translated some at a time, none of them across two segments; after an error those before it, too."""
-    waiting: list[Item] = []
+    """Frames translated; after an error those before it, too."""
     steadied = Steady(steady) if steady else None
     if steadied and carried:
         steadied.state = carried
     count = 0
 
-    def translated() -> Iterator[Made]:
-        frames = np.stack([resized(pixels, fitted) for _, pixels in waiting])
-        out = flow(frames)
-        out = steadied(frames, out) if steadied else out
-        kept = steadied.state if steadied and count % SEGMENT == 0 else None
-        for (pts, pixels), small, result in zip(waiting, frames, out, strict=True):
-            result = given_back(flow.upscale, pixels, small, result)
-            if compare:
-                result = compared(pixels, result, compare, pts * seconds[1] - seconds[0])
-            yield pts, result, kept
-        waiting.clear()
+    def made(batch: list[Item]) -> tuple[list[Item], Uint8, Uint8]:
+        with flow.stages.timed("prepare"):
+            frames = np.stack([resized(pixels, fitted) for _, pixels in batch])
+        return batch, frames, flow(frames)
 
+    batches = _batches(items, lambda: flow.batch(*fitted))
+    for batch, frames, out in flow.side_by_side(made, batches, flow.at_once(*fitted)):
+        count += len(batch)
+        with flow.stages.timed("finish"):
+            out = steadied(frames, out) if steadied else out
+        kept = steadied.state if steadied and count % SEGMENT == 0 else None
+        for (pts, pixels), small, result in zip(batch, frames, out, strict=True):
+            with flow.stages.timed("finish"):
+                result = given_back(flow.upscale, pixels, small, result)
+                if compare:
+                    result = compared(pixels, result, compare, pts * seconds[1] - seconds[0])
+            yield pts, result, kept
+
+
+def _batches(items: Iterable[Item], size: Callable[[], int]) -> Iterator[list[Item]]:
+    """So many frames at a time, none of them across two segments; after an error those before it, too."""
+    waiting: list[Item] = []
     damage: DamagedError | None = None
-    source = iter(items)
+    source, count = iter(items), 0
     while True:
         try:
             item = next(source, None)
@@ -215,10 +236,11 @@ def _through(
             break
         waiting.append(item)
         count += 1
-        if len(waiting) >= flow.batch(*fitted) or count % SEGMENT == 0:
-            yield from translated()
+        if len(waiting) >= size() or count % SEGMENT == 0:
+            yield waiting
+            waiting = []
     if waiting:
-        yield from translated()
+        yield waiting
     if damage:
         raise damage
 

@@ -54,3 +54,14 @@ def test_parallel_keeps_the_order_and_the_bound():
     with ThreadPoolExecutor(4) as pool:
         for i, out in enumerate(parallel(pool, lambda n: begun.append(n) or n * n, range(40), 5)):
             assert out == i * i and len(begun) <= i + 5
+
+
+def test_parallel_raises_the_error_of_its_items_after_the_results_before_it():
+    def source():
+        yield from range(3)
+        raise KeyError("three")
+
+    got = []
+    with ThreadPoolExecutor(2) as pool, pytest.raises(KeyError, match="three"):
+        got.extend(parallel(pool, lambda n: n, source(), 8))
+    assert got == [0, 1, 2]

@@ -67,7 +67,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(velocity, monkeypatch):
         return call(self, x, t)
 
     monkeypatch.setattr(Velocity, "__call__", small)
-    assert np.array_equal(flow(images), wanted) and tried[:3] == [8, 4, 2] and flow.batch(16, 16) == 2
+    assert np.array_equal(flow(images), wanted) and tried[:3] == [8, 4, 2] and flow.at_once(16, 16) == 2
     monkeypatch.setattr(Velocity, "__call__", lambda self, x, t: small(self, np.repeat(x, 3, 0), t))
     with pytest.raises(OutOfMemoryError, match="--tile"):
         flow(images[:1])
