@@ -3,6 +3,7 @@
 import difflib
 import json
 import os
+from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -55,9 +56,8 @@ def override(values: dict[str, Any], overrides: list[str], dev: bool, where: str
     """Apply `--dev`, then each `--set KEY=VALUE`, and validate. Raises ConfigError."""
     if dev:
         values |= DEV
-    for assignment in overrides:
-        _apply(values, assignment)
-    return validate(values, f"{where} with --set" if overrides else where)
+    malformed = [mistake for assignment in overrides if (mistake := _apply(values, assignment))]
+    return validate(values, f"{where} with --set" if overrides else where, malformed)
 
 
 def parse_json(text: str, where: str) -> dict[str, Any]:
@@ -80,10 +80,11 @@ def parse_json(text: str, where: str) -> dict[str, Any]:
     return values
 
 
-def _apply(values: dict[str, Any], assignment: str) -> None:
+def _apply(values: dict[str, Any], assignment: str) -> str | None:
+    """Put KEY=VALUE into the values, or say what is wrong with it."""
     key, equals, text = assignment.partition("=")
     if not equals or not key:
-        raise ConfigError(f"--set {assignment}: expected KEY=VALUE, e.g. velocity_net.model_channels=64")
+        return f"--set {assignment}: expected KEY=VALUE, e.g. velocity_net.model_channels=64"
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -92,19 +93,23 @@ def _apply(values: dict[str, Any], assignment: str) -> None:
     for parent in parents:
         child = values.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise ConfigError(f"--set {assignment}: {parent} has no keys of its own")
+            return f"--set {assignment}: {parent} has no keys of its own"
         values = child
     values[last] = value
+    return None
 
 
-def validate(values: dict[str, Any], where: str = "config") -> RFPix2pixModel:
-    """Validate a parsed config. Raises ConfigError listing every mistake."""
+def validate(values: dict[str, Any], where: str = "config", mistakes: Sequence[str] = ()) -> RFPix2pixModel:
+    """Validate a parsed config. Raises ConfigError listing every mistake, after those found before."""
+    lines = [*mistakes]
     try:
-        return RFPix2pixModel.model_validate(values)
+        config = RFPix2pixModel.model_validate(values)
     except ValidationError as e:
-        lines = _mistakes(values, e)
+        lines += _mistakes(values, e)
+    if lines:
         count = "1 mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
-        raise ConfigError(f"{where}: {count}\n" + "\n".join(f"  {line}" for line in lines)) from e
+        raise ConfigError(f"{where}: {count}\n" + "\n".join(f"  {line}" for line in lines))
+    return config
 
 
 def _mistakes(values: dict[str, Any], error: ValidationError | None) -> list[str]:

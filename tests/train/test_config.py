@@ -340,3 +340,10 @@ def test_junk_is_refused_with_a_config_error_or_understood(values):
 def test_no_set_raises_anything_else(assignment):
     with suppress(ConfigError):
         load_config("tiny", [assignment])
+
+
+def test_mistakes_in_set_come_with_all_the_others():
+    with pytest.raises(ConfigError, match="4 mistakes") as e:
+        load_config("tiny", ["max_size", "train_images=0", "learning_rate.x=1", "max_sise=64"])
+    for said in ("expected KEY=VALUE", "train_images: ", "has no keys of its own", "did you mean max_size?"):
+        assert said in str(e.value)
