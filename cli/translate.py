@@ -1,7 +1,9 @@
 """`rfp translate`: folders, pictures, videos and zips through an exported bundle."""
 
 import re
+import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -137,13 +139,39 @@ def translate(
 
     try:
         if keep_watch:
-            first = iter([overwrite])
-            watch(inputs, output, lambda: once(next(first, False)), threading.Event())
-        elif once(overwrite).failed:
-            raise typer.Exit(1)
+            failed = _watched(lambda look: watch(inputs, output, look, threading.Event()), once, overwrite, output)
+        else:
+            failed = bool(once(overwrite).failed)
+        raise typer.Exit(1 if failed else 0)
     except KeyboardInterrupt:
         typer.echo("rfp: interrupted; the same command goes on from here", err=True)
         raise typer.Exit(130) from None
+
+
+def _watched(
+    until_stopped: Callable[[Callable[[], None]], None], once: Callable[[bool], "Report"], overwrite: bool, output: Path
+) -> bool:
+    """Translate again and again until Ctrl-C or SIGTERM; whether an input failed in the last round.
+
+    Raises KeyboardInterrupt where that stops a round half-way.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    typer.echo("rfp: watching; Ctrl-C ends it", err=True)
+    done, failed, rounds, busy = 0, 0, 0, False
+
+    def look() -> None:
+        nonlocal done, failed, rounds, busy
+        busy = True
+        report = once(overwrite and rounds == 0)
+        done, failed, rounds, busy = done + len(report.done), len(report.failed), rounds + 1, False
+
+    try:
+        until_stopped(look)
+    except KeyboardInterrupt:
+        if busy:
+            raise
+    typer.echo(f"rfp: watched {output}: {done} translated in {rounds} rounds, {failed} failed in the last", err=True)
+    return failed > 0
 
 
 def _shard(text: str | None) -> tuple[int, int] | None:

@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,19 @@ def aside(path: Path) -> Path:
 
     The name is always the same, so a killed command leaves at most one such file and its next run replaces it.
     """
-    return path.with_name(f".{path.stem}.partial{path.suffix}")
+    return hidden(path, path.stem, f".partial{path.suffix}")
+
+
+_LONGEST = 255
+"""Bytes of a file's name that common file systems take."""
+
+
+def hidden(path: Path, stem: str, ending: str) -> Path:
+    """`.STEM+ENDING` beside `path`; of a name that would be too long the stem is a hash, and so always the same."""
+    name = f".{stem}{ending}"
+    if len(os.fsencode(name)) > _LONGEST:
+        name = f".{blake2b(os.fsencode(stem), digest_size=16).hexdigest()}{ending}"
+    return path.with_name(name)
 
 
 @contextmanager
@@ -39,7 +52,7 @@ def write_folder_aside(path: Path) -> Iterator[Path]:
     partial = aside(path)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    old = path.with_name(f".{path.name}.replaced")
+    old = hidden(path, path.name, ".replaced")
     try:
         yield partial
         if path.exists():

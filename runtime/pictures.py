@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from .errors import MediaError
 from .media import MAX_PIXELS, upright_rgb
@@ -20,6 +21,7 @@ _STRUCTURAL = (
     *(513, 514, 529, 530, 531, 532, 700, 33723, 34377, 34675),
 )
 """TIFF tags that tell how the source's pixels lie, its orientation, or what is carried apart from EXIF."""
+_TIFF_XMP = 700
 _EXIF_SIZE = (0xA002, 0xA003)
 _NESTED = (0x8769, 0x8825)
 """EXIF's own tags and those of GPS."""
@@ -170,9 +172,22 @@ def _options(suffix: str, quality: int, known: Metadata) -> tuple[str, dict[str,
             options["exif"] = _plain(known.exif) if format_ == "TIFF" else known.exif
         if known.icc:
             options["icc_profile"] = known.icc
-        if known.xmp and len(known.xmp) <= fits and format_ in ("JPEG", "WEBP"):
-            options["xmp"] = known.xmp
+        if known.xmp and len(known.xmp) <= fits:
+            options |= _xmp(format_, known.xmp, options)
     return format_, options
+
+
+def _xmp(format_: str, xmp: bytes, options: dict[str, Any]) -> dict[str, Any]:
+    """XMP as an option of Pillow's writer of this format."""
+    if format_ == "PNG":
+        text = PngInfo()
+        text.add_itxt("XML:com.adobe.xmp", xmp.decode("utf-8", "replace"))
+        return {"pnginfo": text}
+    if format_ == "TIFF":
+        tags = options.get("exif") or Image.Exif()
+        tags[_TIFF_XMP] = xmp
+        return {"exif": tags}
+    return {"xmp": xmp}
 
 
 def _plain(exif: bytes) -> Image.Exif:

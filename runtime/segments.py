@@ -19,7 +19,7 @@ import av
 import numpy as np
 
 from .errors import MediaError
-from .files import lock, write_aside, write_json
+from .files import hidden, lock, write_aside, write_json
 
 SEGMENT = 250
 """Frames of a segment: what x264 puts between two key frames anyway."""
@@ -136,7 +136,7 @@ def work_on(target: Path, key: dict[str, Any], form: str = "nut") -> Iterator[Wo
     Raises:
         MediaError: another process is at work on it, or it cannot be made.
     """
-    folder = target.with_name(f".{target.name}.segments")
+    folder = hidden(target, target.name, ".segments")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         held = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)

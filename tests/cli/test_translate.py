@@ -86,14 +86,71 @@ def test_translating_never_loads_torch(work):
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+LISTEN = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from rfp.cli.main import main; main()"
+)
+"""A background job is born with SIGINT ignored, and CI may run as one: take it up again as at a keyboard."""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="sends Unix signals")
+@pytest.mark.parametrize(("ending", "bad", "code"), [(signal.SIGINT, False, 0), (signal.SIGTERM, True, 1)])
+def test_watch_translates_what_is_dropped_and_ends_with_a_summary(work, ending, bad, code):
+    inputs, out = work / "in [x]", work / "out"
+
+    def drop(name, write):
+        write(work / f".{name}")
+        (work / f".{name}").rename(inputs / name)
+
+    def until(there):
+        for _ in range(1200):
+            if there():
+                return
+            assert child.poll() is None
+            time.sleep(0.05)
+        raise AssertionError("it never came")
+
+    command = [sys.executable, "-c", LISTEN, "translate", "b", "in [x]", "-o", "out", "--watch"]
+    with (work / "said").open("w") as said, subprocess.Popen(command, stderr=said, stdout=said) as child:
+        until(lambda: (out / "2.png").exists())
+        drop("new.png", lambda path: Image.new("RGB", (16, 16), "red").save(path, "PNG"))
+        until(lambda: (out / "new.png").exists())
+        assert Image.open(out / "new.png").getpixel((0, 0)) == (255, 0, 0)
+        if bad:
+            drop("bad.png", lambda path: path.write_bytes(b"no"))
+            until(lambda: "failed: in [x]/bad.png" in (work / "said").read_text())
+        rounds = 3 if bad else 2
+        until(lambda: (work / "said").read_text().count("there already") == rounds)
+        time.sleep(0.2)
+        child.send_signal(ending)
+        child.wait(timeout=30)
+    text = (work / "said").read_text()
+    assert child.returncode == code and "Traceback" not in text and not list(out.glob(".*"))
+    assert f"4 translated in {rounds} rounds, {int(bad)} failed in the last" in text
+
+
+@pytest.mark.slow
+def test_shards_of_a_job_array_share_a_folder_at_the_same_time(work):
+    for i in range(3, 60):
+        Image.fromarray(np.full((16, 20, 3), 4 * i, np.uint8)).save(work / "in [x]" / f"{i}.png")
+    command = [sys.executable, "-m", "rfp", "translate", "b", "in [x]", "-o", "out", "--json"]
+    jobs = [subprocess.Popen([*command, "--shard", f"{i}/3"], stdout=-1, stderr=-1, text=True) for i in (1, 2, 3)]
+    counts = [json.loads(job.communicate(timeout=120)[0]) for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0, 0]
+    assert sum(c["done"] for c in counts) == 60 and all(c["done"] > 5 and not c["skipped"] for c in counts)
+    assert "60 translated" in rfp("b", "in [x]", "-o", "alone").stdout
+    for path in (work / "alone").glob("*.png"):
+        assert path.read_bytes() == (work / "out" / path.name).read_bytes()
+    assert len(list((work / "out").glob("translate.*-of-3.jsonl"))) == 3
+    assert "0 translated, 60 there already" in rfp("b", "in [x]", "-o", "out").stdout
+    assert "0 translated" in rfp("b", "in [x]", "-o", "out", "--shard", "2/5").stdout
+
+
 def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(work):
     bundles.write_bundle(work / "b", bundles.blur())
     for i in range(400):
         Image.fromarray(np.full((64, 64, 3), i % 256, np.uint8)).save(work / "in [x]" / f"many {i}.png")
-    # A background job is born with SIGINT ignored, and CI may run as one: take it up again as at a keyboard.
-    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    start = f"{listen}; from rfp.cli.main import main; main()"
-    command = [sys.executable, "-c", start, "translate", "b", "in [x]", "-o", "out", "--steps", "200"]
+    command = [sys.executable, "-c", LISTEN, "translate", "b", "in [x]", "-o", "out", "--steps", "200"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         for _ in range(600):
             if (work / "out").is_dir() and any((work / "out").glob("*.png")):

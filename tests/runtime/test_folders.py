@@ -7,6 +7,7 @@ import bundles
 import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageSequence
+from PIL.PngImagePlugin import PngInfo
 from rfp.runtime import FlowOptions, FolderOptions, PictureOptions, UsageError, load_bundle, translate
 
 NATIVE = FlowOptions(size="native")
@@ -58,6 +59,23 @@ def test_exif_and_profile_are_kept_and_the_orientation_is_applied(bundle, tmp_pa
             inner = kept.get_ifd(0x8769)
             assert inner[0x9003] == "2026:01:02 03:04:05" and 0xA002 not in inner
             assert kept.get_ifd(0x8825)[1] == "N"
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff"])
+def test_xmp_is_kept(bundle, tmp_path, suffix):
+    xmp, options = b'<x:xmpmeta xmlns:x="adobe:ns:meta/">\xc3\xa4</x:xmpmeta>', {}
+    if suffix == "png":
+        options["pnginfo"] = PngInfo()
+        options["pnginfo"].add_itxt("XML:com.adobe.xmp", xmp.decode())
+    elif suffix == "tiff":
+        options["tiffinfo"] = {700: xmp, 315: "An author"}
+    else:
+        options["xmp"] = xmp
+    Image.fromarray(picture(0)).save(tmp_path / f"a.{suffix}", **options)
+    assert not translate(bundle, [tmp_path / f"a.{suffix}"], tmp_path / f"b.{suffix}", flow=NATIVE).failed
+    with Image.open(tmp_path / f"b.{suffix}") as image:
+        assert image.info["xmp"] == xmp
+        assert suffix != "tiff" or image.getexif()[315] == "An author"
 
 
 def test_a_grey_profile_and_damaged_exif_are_left_out(bundle, tmp_path):
@@ -222,3 +240,22 @@ def test_exif_of_a_photo_fits_a_tiff(bundle, tmp_path):
     report = translate(bundle, [tmp_path / "a.jpg"], tmp_path / "out", pictures=PictureOptions("tiff"))
     with Image.open(tmp_path / "out" / "a.tiff") as image:
         assert not report.failed and image.getexif()[0x010F] == "Maker"
+
+
+@pytest.mark.parametrize("stem", ["x" * 251, "ä" * 125])
+def test_names_as_long_as_a_file_system_takes(bundle, tmp_path, stem):
+    from test_video import write_video
+
+    (tmp_path / "in").mkdir()
+    Image.fromarray(picture(0)).save(tmp_path / "in" / f"{stem}.png")
+    write_video(tmp_path / "v.mp4", frames=3).rename(tmp_path / "in" / f"{stem}.mp4")
+    report = translate(bundle, [tmp_path / "in"], tmp_path / "out", flow=NATIVE)
+    assert counts(report) == (2, 0, 0), report.failed
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(
+        [f"{stem}.mp4", f"{stem}.png", "translate.jsonl"]
+    )
+    report = translate(bundle, [tmp_path / "in"], tmp_path / "webp", flow=NATIVE, pictures=PictureOptions("webp", 90))
+    if len(stem) == 251:  # one byte too long
+        assert counts(report) == (1, 0, 1) and "name too long" in report.failed[0].message
+    else:
+        assert counts(report) == (2, 0, 0)
