@@ -132,9 +132,9 @@ def translate(
                 film=film,
                 on_event=on_event,
             )
+        typer.echo(json_text(values(report)) if as_json else summary(report, output, "translated"))
         if page is not None:
             write_page(page, inputs, output, report, {"bundle": str(bundle)}, pictures, folder)
-        typer.echo(json_text(values(report)) if as_json else summary(report, output, "translated"))
         return report
 
     try:

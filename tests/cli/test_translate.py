@@ -1,4 +1,5 @@
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -144,6 +145,16 @@ def test_shards_of_a_job_array_share_a_folder_at_the_same_time(work):
     assert len(list((work / "out").glob("translate.*-of-3.jsonl"))) == 3
     assert "0 translated, 60 there already" in rfp("b", "in [x]", "-o", "out").stdout
     assert "0 translated" in rfp("b", "in [x]", "-o", "out", "--shard", "2/5").stdout
+
+
+def test_onnx_runtime_sends_nothing_and_keeps_no_device_id(work):
+    (work / "home").mkdir()
+    environment = {**os.environ, "HOME": str(work / "home")}
+    environment.pop("ORT_DISABLE_TELEMETRY", None)
+    command = [sys.executable, "-m", "rfp", "translate", "b", "in [x]", "-o", "out"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "telemetry" not in done.stderr
+    assert not list((work / "home").rglob("*icrosoft*"))
 
 
 def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(work):
