@@ -12,7 +12,6 @@ import av
 import numpy as np
 from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
-from PIL import Image
 
 from .errors import DamagedError, MediaError
 from .media import MAX_PIXELS, Media
@@ -23,7 +22,9 @@ _DEMUXERS = "mov,matroska,avi,mpeg,mpegts,mpegvideo,h264,hevc,m4v"
 """What a video suffix may hold. FFmpeg goes by content, and a playlist called a.mp4 could name any file or address."""
 _SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 """Containers that find the key frame before a time by an index."""
-YUV = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
+_EXACT = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
+YUV = Interpolation.BICUBIC | _EXACT
+SCALED = Interpolation.LANCZOS | _EXACT
 _REORDER = 8  # frames that may come before a frame with an earlier time, in a file that mixes its times up
 BT709, BT601, _UNSPECIFIED = 1, 6, 2  # AVCOL_SPC_…; AVCOL_PRI_… and AVCOL_TRC_… call BT.709 1 too
 
@@ -99,16 +100,25 @@ def look(media: Media, stream: BinaryIO) -> Look:
         )
 
 
-def upright(frame: av.VideoFrame) -> Uint8:
-    """A decoded frame as uint8 [H, W, 3], turned as its display matrix says."""
+def upright(frame: av.VideoFrame, size: tuple[int, int] | None = None) -> Uint8:
+    """A decoded frame as uint8 [H, W, 3], turned as its display matrix says.
+
+    `size`: (width, height) in px of the result. Scaling before the colours are converted, by Lanczos as pictures are,
+    takes a quarter of the time of scaling after it (720p to 64 px: 3.3 ms and 13.2 ms, 57 dB apart).
+    """
+    quarters = round(frame.rotation / 90)
+    width, height = (frame.width, frame.height) if size is None else size[::-1] if quarters % 2 else size
+    same = (width, height) == (frame.width, frame.height)
     untagged = frame.colorspace == _UNSPECIFIED and matrix(frame.height) == BT709
     rgb = frame.to_ndarray(
+        width=width,
+        height=height,
         format="rgb24",
-        interpolation=YUV,
+        interpolation=YUV if same else SCALED,
         src_colorspace=Colorspace.ITU709 if untagged else None,
         dst_color_range=ColorRange.JPEG,
     )
-    return np.ascontiguousarray(np.rot90(rgb, round(frame.rotation / 90)))
+    return np.ascontiguousarray(np.rot90(rgb, quarters))
 
 
 def read(
@@ -152,7 +162,7 @@ def read(
                         return
                     continue
                 if count >= 0 and count % stride == 0:
-                    yield latest, _resized(upright(to_sdr(frame)), size)
+                    yield latest, upright(to_sdr(frame), size)
                 count += 1
             except StopIteration:
                 return
@@ -191,10 +201,3 @@ def _in_order(container: Any, video: Any, step: int) -> Iterator[tuple[int, av.V
         yield heappop(times), waiting.popleft()
     if problem:
         raise problem
-
-
-def _resized(pixels: Uint8, size: tuple[int, int]) -> Uint8:
-    height, width = pixels.shape[:2]
-    if (width, height) == size:
-        return pixels
-    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))

@@ -19,7 +19,7 @@ from .errors import MediaError
 from .files import write_aside
 from .flow import Flow
 from .ledger import Ledger, Stat, identify
-from .media import decoding, open_image, upright_rgb
+from .media import decoding, lies, open_image, upright_rgb
 from .options import PictureOptions
 from .pictures import (
     NOTHING,
@@ -57,6 +57,9 @@ THREADS = min(8, os.cpu_count() or 1)
 """That decode, and twice as many that encode."""
 SAVERS = 32
 """Threads that write, most of them asleep until a file is on the disk: a busy disk takes 0.2 s for one and for many."""
+SPARE = 6
+"""JPEGs are decoded at a half, a quarter or an eighth where that leaves so many times the side that is wanted: a photo
+of 9 megapixels to 64 px in 28 ms and not 101, 49 dB from the long way."""
 _WAITING = 16
 """Pictures that wait, at most, for others of their size."""
 
@@ -172,11 +175,14 @@ def _decode(job: Job, flow: Flow, ledger: Ledger, overwrite: bool) -> Task:
                 task.note = f"only the first {what}: {job.target.suffix} holds one"
             if not task.animated:
                 with decoding(image):
+                    fitted = flow.fit(*image.size)
+                    if flow.upscale == "none":
+                        image.draft("", (SPARE * fitted[0], SPARE * fitted[1]))
                     with timed("decode"):
                         image.load()
                         original = np.asarray(upright_rgb(image))
                     with timed("prepare"):
-                        task.small = _fitted(original, flow)
+                        task.small = resized(original, fitted[::-1] if lies(image) else fitted)
                 task.original = task.small if flow.upscale == "none" else original
     except MediaError as e:
         task.error = e

@@ -7,11 +7,11 @@ from .pixels import Float, Uint8
 
 
 def resized(pixels: Uint8, size: tuple[int, int]) -> Uint8:
-    """uint8 [H, W, 3] at (width, height), by Lanczos."""
+    """uint8 [H, W, 3] at (width, height), by Lanczos, from whole pixels averaged down to three times that first."""
     height, width = pixels.shape[:2]
     if (width, height) == size:
         return pixels
-    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0))
 
 
 def given_back(upscale: str, original: Uint8, small: Uint8, made: Uint8) -> Uint8:
