@@ -1,13 +1,14 @@
 """What each exported graph costs and how near it comes to PyTorch: size, parity, speed and load time.
 
     python benchmarks/export.py RUN... [--onnx fp32,fp16,int8] [--coreml fp16,fp32,int8,palette8,palette6,palette4]
-        [--repeats 30] [--profile]
+        [--repeats 30] [--profile] [--size 64]
 
 A RUN may be a checkpoint file too. Speed is PyTorch eager (float32, evaluation mode, no autograd) over ONNX Runtime for
 one call of the same graph on one picture of the training size, both with all cores; the least of calls taken in turn,
 since the machine is shared. Core ML packages are proven by their evaluator and not timed: that takes a Mac.
 
-`--profile` adds what the kinds of nodes of each velocity graph cost on one thread, each node the least of its calls.
+`--profile` adds what each velocity graph takes of the processor's time on one thread, the least of calls of all its
+precisions in turn, and what its kinds of nodes cost there, each node the least of its calls.
 """
 
 import argparse
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("--coreml", default="fp16,fp32,int8,palette8,palette6,palette4", help="the same")
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--size", type=int, help="side of the picture that is timed, if not the size of training")
     args = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     print("| model | graph | nodes, as run | size | to PyTorch | grey levels | speed | load |")
@@ -61,7 +63,7 @@ def rows(
     graphs = Manifest.from_json((bundle / MANIFEST_FILE).read_text(encoding="utf-8")).graphs
     for graph in graphs:
         path = bundle / graph.file
-        costs = timed(source, graph, path, args.repeats) if format_ == "onnx" else package(path)
+        costs = timed(source, graph, path, args) if format_ == "onnx" else package(path)
         left = (
             f" ({len(graph.about['left_in_float'])} of {graph.about['layers']} in float)"
             if "layers" in graph.about
@@ -74,20 +76,21 @@ def rows(
             f"| {name} | {graph.file}{left} | {nodes} | {graph.bytes / 1e6:.1f} MB | {parity} | {speed} | {load} |",
             flush=True,
         )
+    velocities = [bundle / graph.file for graph in graphs if graph.role == "velocity"]
     if args.profile and format_ == "onnx":
-        for graph in graphs:
-            if graph.role == "velocity":
-                print(f"{name} {graph.file}: {profile(source, bundle / graph.file, args.repeats)}", flush=True)
+        for path, milliseconds in zip(velocities, on_one_core(source, velocities, args), strict=True):
+            kinds = profile(source, path, args)
+            print(f"{name} {path.name}: {milliseconds:.2f} ms of the processor; by kind {kinds}", flush=True)
 
 
-def timed(source: Source, graph: Graph, path: Path, repeats: int) -> tuple[str, str, str]:
+def timed(source: Source, graph: Graph, path: Path, args: argparse.Namespace) -> tuple[str, str, str]:
     """Nodes of the file and as they are run, speed, and load time."""
     model = path.read_bytes()
     loads = [seconds(lambda: open_session(model, path)) for _ in range(5)]
     session = open_session(model, path)
-    feed, by_torch = call(source, graph.role)
+    feed, by_torch = call(source, graph.role, args.size)
     with torch.no_grad():
-        pairs = [(seconds(by_torch), seconds(lambda: session.run(None, feed))) for _ in range(repeats)]
+        pairs = [(seconds(by_torch), seconds(lambda: session.run(None, feed))) for _ in range(args.repeats)]
     eager, ours = (min(times) for times in zip(*pairs, strict=True))
     nodes = f"{len(onnx.load_from_string(model).graph.node)}, {optimised_nodes(path)}"
     return nodes, f"{eager / ours:.2f}× ({eager * 1e3:.1f} / {ours * 1e3:.1f} ms)", f"{min(loads) * 1e3:.0f} ms"
@@ -97,15 +100,28 @@ def package(path: Path) -> tuple[str, str, str]:
     return str(len(Program(path).operations)), NOT_HERE, NOT_HERE
 
 
-def profile(source: Source, path: Path, repeats: int) -> str:
+def on_one_core(source: Source, paths: list[Path], args: argparse.Namespace) -> list[float]:
+    """Milliseconds of the processor that a call of each graph takes."""
+    feed, _ = call(source, "velocity", args.size)
+    sessions = [open_session(path.read_bytes(), path, threads=1) for path in paths]
+    times: list[list[float]] = [[] for _ in paths]
+    for _ in range(args.repeats):
+        for session, mine in zip(sessions, times, strict=True):
+            start = time.thread_time()
+            session.run(None, feed)
+            mine.append(1e3 * (time.thread_time() - start))
+    return [min(mine) for mine in times]
+
+
+def profile(source: Source, path: Path, args: argparse.Namespace) -> str:
     """Milliseconds by kind of node, on one thread."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.enable_profiling, options.log_severity_level = 1, True, 4
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        feed, _ = call(source, "velocity")
-        for _ in range(repeats):
+        feed, _ = call(source, "velocity", args.size)
+        for _ in range(args.repeats):
             session.run(None, feed)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     least: dict[tuple[str, str], int] = {}
@@ -121,9 +137,9 @@ def profile(source: Source, path: Path, repeats: int) -> str:
     return f"{costs.total() / 1e3:.2f} ms: {kinds}"
 
 
-def call(source: Source, role: str) -> tuple[dict[str, np.ndarray], Callable[[], object]]:
+def call(source: Source, role: str, side: int | None) -> tuple[dict[str, np.ndarray], Callable[[], object]]:
     """The inputs of one call, and the same call by PyTorch."""
-    side, latent = source.manifest.image_size, source.manifest.latent
+    side, latent = side or source.manifest.image_size, source.manifest.latent
     generator = torch.Generator().manual_seed(0)
     picture = torch.rand(1, 3, side, side, generator=generator) * 2 - 1
     z = torch.randn(1, latent.channels, side // latent.factor, side // latent.factor) if latent else picture

@@ -116,6 +116,15 @@ def test_int8_has_u8_activations_s8_weights_of_each_channel_and_says_what_it_lef
     assert about["calibration_calls"] == 4
 
 
+@pytest.mark.parametrize(("decibels", "share"), [(36.0, 0.0), (35.9, 0.5)])
+def test_layers_stay_in_float_only_as_long_as_the_aim_is_missed(bundle, decibels, share):
+    feeds = [{"x": np.linspace(-1, 1, 768, dtype=np.float32).reshape(1, 3, 16, 16), "t": np.array([0.5], np.float32)}]
+    _, about = int8(onnx.load(bundle / "velocity.onnx"), feeds, lambda model: decibels)
+    assert (about["left_in_float"] == []) == (share == 0) and max(0, share - 0.3) <= about[
+        "multiplications_in_float"
+    ] <= share
+
+
 def test_calibration_sees_real_trajectories_at_all_t_in_both_directions(run, bundle, tmp_path):
     source = open_source(run, steps=4)
     loaded = load_bundle(bundle)
