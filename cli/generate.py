@@ -1,11 +1,12 @@
 """`rfp generate`: pictures out of noise, by a bundle that was trained with `--domain0 random`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
 from ..runtime.errors import UsageError
+from ..runtime.euler import Solver
 from ..runtime.files import json_text
 from .number import number_or
 from .report import as_json as values
@@ -21,6 +22,9 @@ def generate(
     seed: Annotated[int, typer.Option(help="Picture i is a function of the seed and i alone.")] = 0,
     grid: Annotated[bool, typer.Option("--grid", help="A contact sheet of all of them, too.")] = False,
     steps: Annotated[int | None, typer.Option(help="Euler steps; the bundle's own number if not given.")] = None,
+    solver: Annotated[
+        str, typer.Option(help="euler, or heun: two velocity calls a step, nearer at equal calls.")
+    ] = "euler",
     size: Annotated[
         str | None, typer.Option(metavar="N|WxH", help="Pixels; a square of the size of training if not given.")
     ] = None,
@@ -52,6 +56,7 @@ def generate(
                 count,
                 seed=seed,
                 steps=steps,
+                solver=cast("Solver", solver),
                 size=pixels,
                 batch=number_or("batch", batch, "auto"),
                 threads=number_or("threads", threads, "auto"),

@@ -13,6 +13,7 @@ from PIL import Image
 from .bundle import Bundle, opened
 from .codec import open_codec
 from .errors import MediaError, UsageError
+from .euler import Solver
 from .flow import MOST_PIXELS, Flow
 from .images import THREADS, Work, save_image, save_images
 from .media import IMAGE_SUFFIXES, paths, read_image
@@ -43,6 +44,7 @@ def generate(
     *,
     seed: int = 0,
     steps: int | None = None,
+    solver: Solver = "euler",
     size: int | tuple[int, int] | None = None,
     batch: int | str = "auto",
     threads: int | str = "auto",
@@ -61,7 +63,8 @@ def generate(
     Args:
         bundle: a loaded bundle, or where it is.
         count: how many pictures, numbered from 0.
-        steps: Euler steps; None takes the bundle's.
+        steps: of the solver; None takes the bundle's.
+        solver: euler, or heun, which calls the velocity twice a step and at equal calls comes nearer.
         size: pixels, of a square's side or (width, height); None takes the size of training. Another size, another
             noise, another picture.
         batch: pictures at once; "auto" takes as many as suit the device and the memory.
@@ -89,7 +92,7 @@ def generate(
             f"{loaded.path}: turns {zero} into {one}, and needs pictures for it: `rfp translate`. What generates is "
             "trained with --domain0 random"
         )
-    options = FlowOptions(steps=steps, batch=batch, threads=threads, device=device)
+    options = FlowOptions(steps=steps, solver=solver, batch=batch, threads=threads, device=device)
     flow = Flow(Velocity(loaded, device, threads), open_codec(loaded, device, threads), loaded.manifest, options)
     side = loaded.manifest.image_size
     width, height = (size, size) if isinstance(size, int) else size or (side, side)

@@ -57,6 +57,7 @@ def test_a_picture_that_fails_exits_1_and_json_says_everything(work):
         (["b", "-o", "out", "--size", "64x4"], "size is 4"),
         (["b", "-o", "out", "--seed", "-1"], "seed is -1"),
         (["b", "-o", "out", "--device", "tpu"], "tpu"),
+        (["b", "-o", "out", "--solver", "rk4"], "solver is 'rk4'"),
         (["b", "-o", "out", "--format", "tga"], "format is 'tga'; wanted one of apng, bmp, gif"),
         (["t", "-o", "out"], "`rfp translate`"),
     ],
