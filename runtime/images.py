@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
@@ -18,13 +17,11 @@ from PIL import Image
 from .errors import MediaError
 from .files import write_aside
 from .flow import Flow
-from .ledger import Ledger, Stat, identify
-from .media import decoding, lies, open_image, upright_rgb
+from .ledger import Ledger, identify
+from .media import alone, lies, open_image, read_image, upright_rgb
 from .options import PictureOptions
 from .pictures import (
-    NOTHING,
     Frames,
-    Metadata,
     check_room,
     frames,
     has_frames,
@@ -38,6 +35,7 @@ from .pictures import (
 from .pipeline import ahead, parallel
 from .pixels import Uint8
 from .plan import Job
+from .tasks import KEPT, Room, Task
 from .upscale import given_back, resized
 
 
@@ -64,34 +62,6 @@ _WAITING = 16
 """Pictures that wait, at most, for others of their size."""
 
 
-@dataclass
-class Task:
-    """A job on its way through the stages, and in the end what became of it.
-
-    Exactly one of these holds: `skipped` says why nothing is to be done, `error` what went wrong, `shown` has the
-    frames of an animation, or else `pixels` are uint8 [H, W, 3].
-    """
-
-    job: Job
-    original: Uint8 | None = None
-    """The picture at its own size, beside `small` at the flow's; both are kept until `pixels` are given back."""
-    small: Uint8 | None = None
-    pixels: Uint8 | None = None
-    shown: Frames | None = None
-    skipped: str | None = None
-    error: MediaError | None = None
-    note: str = ""
-    source: tuple[str, Stat] | None = None
-    known: Metadata = NOTHING
-    animated: bool = False
-    seconds: float = 0.0
-    """Of work on it."""
-
-    def let_go(self) -> None:
-        """Of the pixels."""
-        self.original = self.small = self.pixels = self.shown = None
-
-
 def translate_images(
     jobs: Iterable[Job], flow: Flow, ledger: Ledger, options: PictureOptions, overwrite: bool
 ) -> Generator[Task, None, None]:
@@ -100,7 +70,8 @@ def translate_images(
     Pictures of one size share a batch, so the order of ending is not that of `jobs`.
     """
     with ThreadPoolExecutor(THREADS, "decode") as decoders, ThreadPoolExecutor(SAVERS, "save") as savers:
-        decoded = parallel(decoders, lambda job: _decode(job, flow, ledger, overwrite), jobs, 2 * THREADS)
+        kept = Room(KEPT)
+        decoded = parallel(decoders, lambda job: _decode(job, flow, ledger, overwrite, kept), jobs, 2 * THREADS)
         works = ahead(_through(decoded, flow), _WAITING, flow.stop)
         room = threading.Semaphore(2 * THREADS)
         save = partial(_save, flow=flow, ledger=ledger, options=options, room=room)
@@ -158,7 +129,7 @@ def _fitted(original: Uint8, flow: Flow) -> Uint8:
     return resized(original, flow.fit(width, height))
 
 
-def _decode(job: Job, flow: Flow, ledger: Ledger, overwrite: bool) -> Task:
+def _decode(job: Job, flow: Flow, ledger: Ledger, overwrite: bool, kept: Room) -> Task:
     task, began, timed = Task(job), time.perf_counter(), flow.stages.timed
     try:
         with timed("read"):
@@ -174,7 +145,8 @@ def _decode(job: Job, flow: Flow, ledger: Ledger, overwrite: bool) -> Task:
                 what = "page" if image.format == "TIFF" else "frame"
                 task.note = f"only the first {what}: {job.target.suffix} holds one"
             if not task.animated:
-                with decoding(image):
+                task.area = image.width * image.height
+                with alone(task.area):
                     fitted = flow.fit(*image.size)
                     if flow.upscale == "none":
                         image.draft("", (SPARE * fitted[0], SPARE * fitted[1]))
@@ -183,7 +155,10 @@ def _decode(job: Job, flow: Flow, ledger: Ledger, overwrite: bool) -> Task:
                         original = np.asarray(upright_rgb(image))
                     with timed("prepare"):
                         task.small = resized(original, fitted[::-1] if lies(image) else fitted)
-                task.original = task.small if flow.upscale == "none" else original
+                if flow.upscale == "none":
+                    task.original = task.small
+                elif kept.took(original.nbytes):
+                    task.original, task.room = original, kept
     except MediaError as e:
         task.error = e
     except (OSError, MemoryError) as e:
@@ -275,11 +250,8 @@ def _write(task: Task, flow: Flow, ledger: Ledger, options: PictureOptions, held
                 if task.shown is not None:
                     with timed("encode"):
                         save_frames(task.shown, partial_, target.suffix, options.quality, task.known)
-                elif task.pixels is not None and task.small is not None and task.original is not None:
-                    with timed("finish"):
-                        image = Image.fromarray(given_back(flow.upscale, task.original, task.small, task.pixels))
-                    with timed("encode"):
-                        save_picture(image, partial_, target.suffix, options.quality, task.known)
+                elif task.pixels is not None and task.small is not None:
+                    _finish(task, partial_, flow, options)
                 written = time.perf_counter()
                 task.let_go()
                 held.close()
@@ -292,6 +264,20 @@ def _write(task: Task, flow: Flow, ledger: Ledger, options: PictureOptions, held
     if task.error is not None:
         with suppress(MediaError):  # the first error is the one to tell
             ledger.add(task.job, task.source, None, task.seconds, str(task.error))
+
+
+def _finish(task: Task, target: Path, flow: Flow, options: PictureOptions) -> None:
+    """Give back the translation's pixels and write them; of large pictures one at a time."""
+    assert task.small is not None and task.pixels is not None
+    original, timed = task.original, flow.stages.timed
+    with alone(task.area if flow.upscale != "none" else 0):
+        if original is None:
+            with timed("decode"):
+                original = np.asarray(read_image(task.job.media))
+        with timed("finish"):
+            image = Image.fromarray(given_back(flow.upscale, original, task.small, task.pixels))
+        with timed("encode"):
+            save_picture(image, target, task.job.target.suffix, options.quality, task.known)
 
 
 def _save_plain(work: Work[Wanted]) -> tuple[Wanted, MediaError | None]:

@@ -24,7 +24,7 @@ IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 200_000_000
 """Pixels of the largest image that is decoded (600 MB as RGB): a few kilobytes can claim any size."""
 LARGE = 1 << 24
-"""Pixels above which images are decoded one at a time, whatever the number of threads: that bounds the memory."""
+"""Pixels above which images are decoded and finished one at a time, however many threads: that bounds the memory."""
 # What was freed of its own 16 MiB a thread keeps: 4.9 GB for three images of 144 megapixels on two threads, not 2.7.
 Image.core.set_block_size(1 << 26)  # type: ignore[attr-defined]
 _ORIENTATION = 0x0112
@@ -64,7 +64,7 @@ class Media:
 _zips: dict[tuple[int, Path, int, int], zipfile.ZipFile] = {}
 """The zips that this process has open, the one last used at the end."""
 _zips_lock = threading.Lock()
-_large = threading.Lock()
+_large = threading.RLock()
 ZIPS_OPEN = 64
 """Zips that are kept open."""
 
@@ -116,14 +116,15 @@ def read_image(source: Media | Path | BinaryIO, name: str | None = None) -> Imag
     if isinstance(source, Path):
         source = Media(source, "image", PurePosixPath(source.name))
     name = name or str(source)
-    with open_image(source.open() if isinstance(source, Media) else source, name) as image, decoding(image):
+    stream = source.open() if isinstance(source, Media) else source
+    with open_image(stream, name) as image, alone(image.width * image.height):
         image.load()
         return upright_rgb(image)
 
 
-def decoding(image: Image.Image) -> AbstractContextManager[object]:
-    """For the time in which an image is decoded: one above LARGE waits until no other such one is."""
-    return _large if image.width * image.height > LARGE else nullcontext()
+def alone(pixels: int) -> AbstractContextManager[object]:
+    """While an image of so many pixels is worked on: one above LARGE waits until no other such one is."""
+    return _large if pixels > LARGE else nullcontext()
 
 
 @contextmanager

@@ -11,13 +11,14 @@ from .bundle import Bundle, opened
 from .codec import open_codec
 from .errors import MediaError, RfpError, UsageError
 from .flow import DEFAULTS, Flow
-from .images import Task, translate_images
+from .images import translate_images
 from .ledger import Ledger, identify, model_hash, settings, stat_of
 from .media import paths
 from .options import AS_IT_IS, FilmOptions, FlowOptions, FolderOptions, PictureOptions
 from .plan import Job, plan, selected
 from .report import Event, Report, ended
 from .stages import Stages
+from .tasks import Task
 from .velocity import Velocity
 
 PICTURES, FOLDERS = PictureOptions(), FolderOptions()

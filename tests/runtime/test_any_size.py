@@ -6,7 +6,7 @@ import bundles
 import numpy as np
 import pytest
 from PIL import Image
-from rfp.runtime import FlowOptions, UsageError, load_bundle, translate
+from rfp.runtime import FlowOptions, UsageError, images, load_bundle, translate
 from rfp.runtime.codec import Identity
 from rfp.runtime.flow import Flow
 from rfp.runtime.network import Network
@@ -101,3 +101,25 @@ def test_the_net_never_sees_more_than_a_tile(make, monkeypatch):
 def test_options_that_do_not_fit_are_refused(options, said):
     with pytest.raises(UsageError, match=said):
         FlowOptions(**options)
+
+
+@pytest.mark.parametrize("upscale", ["resize", "residual"])
+def test_originals_without_room_are_decoded_again_and_room_is_given_back(tmp_path, monkeypatch, upscale):
+    bundle = bundles.write_bundle(tmp_path / "b", bundles.towards(0.25))
+    (tmp_path / "in").mkdir()
+    for i in range(9):
+        Image.fromarray(picture(i, 90 + i, 133)).save(tmp_path / "in" / f"{i}.png")
+    again, rooms = [], []
+    read, room = images.read_image, images.Room
+    monkeypatch.setattr(images, "read_image", lambda media: again.append(media) or read(media))
+    monkeypatch.setattr(images, "Room", lambda size: rooms.append(room(size)) or rooms[-1])
+    for name, kept, expected in (("all", images.KEPT, 0), ("two", 2 * 100 * 133 * 3, None), ("none", 0, 9)):
+        monkeypatch.setattr(images, "KEPT", kept)
+        again.clear()
+        flow = FlowOptions(upscale=upscale, device="cpu")
+        report = translate(bundle, [tmp_path / "in"], tmp_path / name, flow=flow)
+        assert len(report.done) == 9 and rooms[-1]._left == kept
+        assert expected in (None, len(again))
+    for i in range(9):
+        made = [(tmp_path / name / f"{i}.png").read_bytes() for name in ("all", "two", "none")]
+        assert made[0] == made[1] == made[2]
