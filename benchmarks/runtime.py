@@ -1,6 +1,6 @@
 """What the runtime costs beside its velocity calls. Ratios within one run; nothing else should run beside it.
 
-python benchmarks/runtime.py folder BUNDLE [--images 100] [--film FILM]    wall time over bare session.run calls
+python benchmarks/runtime.py folder BUNDLE [--images 500] [--film FILM] [--trials 2]    time over bare session.run calls
 python benchmarks/runtime.py loop BUNDLE RUN [--images 16]                 against PIL → PyTorch, batch 1 → PIL
 python benchmarks/runtime.py start BUNDLE                                  rfp --help, one picture
 python benchmarks/runtime.py memory BUNDLE [--few 200] [--many 2000]       peak memory: long over short inputs
@@ -8,19 +8,21 @@ python benchmarks/runtime.py size                                          bytes
 """
 
 import argparse
-import statistics
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib.metadata import distribution
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
-from rfp.runtime import FlowOptions, load_bundle, translate
+from rfp.runtime import FlowOptions, Report, load_bundle, translate
 from rfp.runtime.bundle import Bundle
 from rfp.runtime.network import cores, open_session
 from rfp.runtime.pixels import to_float, to_uint8
@@ -42,24 +44,67 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def bare(bundle: Bundle, pictures_: int, height: int, width: int) -> tuple[float, str]:
-    """Seconds of the velocity calls of so many pictures alone, at the best of three layouts, and its name."""
-    x, t = np.zeros((4, 3, height, width), np.float32), np.array([0.5], np.float32)
+@dataclass
+class Took:
+    """Seconds of wall time, and of the processor in all threads, which another program's load changes less."""
+
+    wall: float
+    processor: float
+
+    def __add__(self, other: "Took") -> "Took":
+        return Took(self.wall + other.wall, self.processor + other.processor)
+
+
+def took(work: Callable[[], object]) -> Took:
+    began = time.process_time()
+    wall = seconds(work)
+    return Took(wall, time.process_time() - began)
+
+
+Calls = Callable[[int], object]
+"""The velocity calls, and nothing else, of so many pictures."""
+
+
+def layouts(bundle: Bundle, height: int, width: int) -> dict[str, Calls]:
+    """Three ways to make the calls, by name."""
+    batch = 2 * cores()
+    x, t = np.zeros((batch, 3, height, width), np.float32), np.array([0.5], np.float32)
     wide, narrow = (open_session(bundle.model, bundle.path, n) for n in (cores(), 1))
-    pool = ThreadPoolExecutor(cores())
+    pool, steps = ThreadPoolExecutor(cores()), bundle.manifest.default_steps
 
-    def one(session: object, part: object) -> None:
-        session.run(["velocity"], {"x": part, "t": t})  # type: ignore[attr-defined]
+    def follow(session: Any, part: Any) -> None:
+        for _ in range(steps):
+            session.run(["velocity"], {"x": part, "t": t})
 
-    parts = [x[i : i + 1] for i in range(len(x))]
-    layouts = {
-        "one batch, all threads": lambda: one(wide, x),
-        "one by one, all threads": lambda: [one(wide, part) for part in parts],
-        "a picture a core": lambda: list(pool.map(lambda part: one(narrow, part), parts)),
+    return {
+        "one batch, all threads": lambda n: [follow(wide, x) for _ in range(n // batch)],
+        "one by one, all threads": lambda n: [follow(wide, x[:1]) for _ in range(n)],
+        "a picture a core": lambda n: list(pool.map(lambda _: follow(narrow, x[:1]), range(n))),
     }
-    best = {name: statistics.median(seconds(layout) for _ in range(8)) for name, layout in layouts.items()}
-    name = min(best, key=lambda k: best[k])
-    return best[name] / len(x) * bundle.manifest.default_steps * pictures_, name
+
+
+def bare(bundle: Bundle, height: int, width: int) -> tuple[Calls, str]:
+    """The layout in which the calls are fastest, and its name."""
+    found, n = layouts(bundle, height, width), 4 * cores()
+    times = {name: min(seconds(lambda: calls(n)) for _ in range(3)) for name, calls in found.items()}  # noqa: B023
+    name = min(times, key=lambda k: times[k])
+    return found[name], name
+
+
+def compare(what: str, count: int, calls: Calls, run: Callable[[], Report]) -> None:
+    """A translation of so many pictures between two halves of their bare calls."""
+    half = count // 2
+    before = took(lambda: calls(half))
+    reports: list[Report] = []
+    whole = took(lambda: reports.append(run()))
+    need = before + took(lambda: calls(count - half))
+    (report,) = reports
+    print(
+        f"{what}: wall {whole.wall:.1f} / {need.wall:.1f} s = {whole.wall / need.wall:.2f}, processor "
+        f"{whole.processor:.1f} / {need.processor:.1f} s = {whole.processor / need.processor:.2f} "
+        f"(load {os.getloadavg()[0]:.1f})"
+    )
+    print("  seconds by stage: " + ", ".join(f"{k} {v:.2f}" for k, v in report.stages.items()), flush=True)
 
 
 def folder(args: argparse.Namespace) -> None:
@@ -67,34 +112,32 @@ def folder(args: argparse.Namespace) -> None:
     side, multiple = bundle.manifest.image_size, bundle.manifest.multiple
     with tempfile.TemporaryDirectory() as where:
         source = pictures(Path(where) / "in", args.images, side)
-        for trial in range(2):
-            before, layout = bare(bundle, args.images, side, side)
-            wall = seconds(lambda: translate(bundle, [source], Path(where) / f"out{trial}"))  # noqa: B023
-            after, _ = bare(bundle, args.images, side, side)
-            calls = (before + after) / 2
-            print(f"{args.images} pictures of {side} px: wall {wall:.1f} s, calls {calls:.1f} s ({layout}): ", end="")
-            print(f"{wall / calls:.2f}")
-        if args.film:
-            from rfp.runtime.discovery import discover
-            from rfp.runtime.video import look
+        calls, layout = bare(bundle, side, side)
+        for trial in range(args.trials):
+            out = Path(where) / f"out{trial}"
+            what = f"{args.images} pictures of {side} px ({layout})"
+            compare(what, args.images, calls, lambda: translate(bundle, [source], out))  # noqa: B023
+        if not args.film:
+            return
+        seen, frames = film_of(args.film)
+        fitted = [round(s * side / min(seen)) for s in seen]
+        w, h = (-(-s // multiple) * multiple for s in fitted)
+        calls, layout = bare(bundle, h, w)
+        for trial in range(args.trials):
+            out = Path(where) / f"{trial}{args.film.suffix}"
+            what = f"film, {seen[0]}×{seen[1]}, {frames} frames at {w}×{h} ({layout})"
+            compare(what, frames, calls, lambda: translate(bundle, [args.film], out))  # noqa: B023
 
-            (media,) = discover([args.film])
-            with media.open() as stream:
-                seen = look(media, stream)
-            w, h = (-(-round(s * side / min(seen.width, seen.height)) // multiple) * multiple for s in
-                    (seen.width, seen.height))  # fmt: skip
-            frames = 0
 
-            def count(event: object) -> None:
-                nonlocal frames
-                frames = max(frames, getattr(event, "count", 0) or 0)
+def film_of(path: Path) -> tuple[tuple[int, int], int]:
+    """Its (width, height) in px, and how many frames it has."""
+    from rfp.runtime.discovery import discover
+    from rfp.runtime.frames import look, read
 
-            wall = seconds(lambda: translate(bundle, [args.film], Path(where) / args.film.name, on_event=count))
-            calls, layout = bare(bundle, frames, h, w)
-            print(
-                f"film, {seen.width}×{seen.height}, {frames} frames at {w}×{h}: wall {wall:.1f} s, calls {calls:.1f} s "
-            )
-            print(f"({layout}): {wall / calls:.2f}")
+    (media,) = discover([path])
+    with media.open() as stream:
+        seen = look(media, stream)
+        return (seen.width, seen.height), sum(1 for _ in read(media, stream, (16, 16)))
 
 
 def loop(args: argparse.Namespace) -> None:
@@ -117,15 +160,17 @@ def loop(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as where:
         source = pictures(Path(where) / "in", args.images, side)
         for trial in range(2):
-            eager = seconds(lambda: obvious(source, Path(where) / f"torch{trial}"))  # noqa: B023
+            eager = took(lambda: obvious(source, Path(where) / f"torch{trial}"))  # noqa: B023
             for precision in (p for p in ("fp32", "int8") if any(g.precision == p for g in bundle.manifest.graphs)):
                 flow = FlowOptions(precision=precision, device="cpu")
                 target = Path(where) / f"{precision}{trial}"
-                ours = seconds(lambda: translate(args.bundle, [source], target, flow=flow))  # noqa: B023
+                ours = took(lambda: translate(args.bundle, [source], target, flow=flow))  # noqa: B023
                 print(
-                    f"{args.images} pictures of {side} px, {precision}: loop {eager:.1f} s, rfp {ours:.1f} s: ", end=""
+                    f"{args.images} of {side} px, {precision}: loop {eager.wall:.1f} s, rfp {ours.wall:.1f} s: "
+                    f"{eager.wall / ours.wall:.2f} times as fast; processor {eager.processor:.1f} and "
+                    f"{ours.processor:.1f} s: {eager.processor / ours.processor:.2f} (load {os.getloadavg()[0]:.1f})",
+                    flush=True,
                 )
-                print(f"{eager / ours:.2f} times as fast")
 
 
 def start(args: argparse.Namespace) -> None:
@@ -170,8 +215,8 @@ def size(args: argparse.Namespace) -> None:
         files = [f for name in names for f in distribution(name).files or []]
         return sum(f.locate().stat().st_size for f in files if f.locate().is_file()) / 1e6  # type: ignore[attr-defined]
 
-    base = megabytes("numpy", "pillow", "av", "onnxruntime", "typer", "rich", "protobuf", "flatbuffers", "pydantic")
-    train = megabytes("torch", "torchvision", "scipy", "sympy", "networkx", "safetensors")
+    base = megabytes("numpy", "pillow", "av", "onnxruntime", "typer", "rich", "protobuf", "flatbuffers")
+    train = megabytes("torch", "torchvision", "pydantic", "pydantic_core", "scipy", "sympy", "networkx", "safetensors")
     print(f"runtime {base:.0f} MB, with torch {base + train:.0f} MB: {base / (base + train):.2f}")
 
 
@@ -184,9 +229,10 @@ def main() -> None:
         for name in takes.split():
             sub.add_argument(name, type=Path)
         if part in (folder, loop):
-            sub.add_argument("--images", type=int, default=100 if part is folder else 16)
+            sub.add_argument("--images", type=int, default=500 if part is folder else 16)
         if part is folder:
             sub.add_argument("--film", type=Path)
+            sub.add_argument("--trials", type=int, default=2)
         if part is memory:
             sub.add_argument("--few", type=int, default=200)
             sub.add_argument("--many", type=int, default=2000)

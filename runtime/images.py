@@ -139,7 +139,8 @@ def _decode(job: Job, flow: Flow, ledger: Ledger, overwrite: bool, kept: Room) -
             stream = job.media.open()
             task.source = identify(job.media, stream)
         with open_image(stream, str(job.media)) as image:
-            task.animated, task.known = has_frames(image), metadata(image)
+            with timed("decode"):  # of a PNG, metadata may follow the pixels
+                task.animated, task.known = has_frames(image), metadata(image)
             if task.animated and not holds(job.target, image.format):
                 task.animated = False
                 what = "page" if image.format == "TIFF" else "frame"
