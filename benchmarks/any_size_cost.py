@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -40,9 +41,13 @@ def run(bundle: Path, source: Path, *options: str) -> tuple[float, float, dict[s
         return wall, peak, report["seconds"]
 
 
+@cache
+def scene(number: int) -> Image.Image:
+    return Image.fromarray(render(draw_scene(np.random.default_rng([5, number])), False, 512))
+
+
 def picture(number: int, size: tuple[int, int]) -> Image.Image:
-    drawn = Image.fromarray(render(draw_scene(np.random.default_rng([5, number])), False, 512))
-    return drawn.resize(size, Image.Resampling.BICUBIC)
+    return scene(number % 4).resize(size, Image.Resampling.BICUBIC)
 
 
 def tiles(bundle: Path, folder: Path) -> None:
@@ -63,10 +68,15 @@ def upscaled(bundle: Path, folder: Path, count: int, steps: int) -> None:
         (folder / name).mkdir()
         for i in range(count):
             picture(i, size).save(folder / name / f"{i}.jpg", quality=92)
-    print("| pictures | upscale | wall, a picture | decode | integrate | encode | peak |\n" + "| --- " * 7 + "|")
+    print(
+        "| pictures | upscale | wall, a picture | decode | integrate | finish | encode | peak |\n" + "| --- " * 8 + "|",
+        flush=True,
+    )
     for name, upscale in (("small", "none"), ("4K", "none"), ("4K", "resize"), ("4K", "residual")):
         wall, peak, stages = run(bundle, folder / name, "--upscale", upscale, "--steps", str(steps))
-        figures = " | ".join(f"{1000 * stages.get(s, 0) / count:.0f} ms" for s in ("decode", "integrate", "encode"))
+        figures = " | ".join(
+            f"{1000 * stages.get(s, 0) / count:.0f} ms" for s in ("decode", "integrate", "finish", "encode")
+        )
         print(f"| {name} | {upscale} | {1000 * wall / count:.0f} ms | {figures} | {peak:,.0f} MiB |", flush=True)
 
 

@@ -73,7 +73,7 @@ def translate_images(
         kept = Room(KEPT)
         decoded = parallel(decoders, lambda job: _decode(job, flow, ledger, overwrite, kept), jobs, 2 * THREADS)
         works = ahead(_through(decoded, flow), _WAITING, flow.stop)
-        room = threading.Semaphore(2 * THREADS)
+        room = threading.Semaphore(THREADS if flow.upscale != "none" else 2 * THREADS)
         save = partial(_save, flow=flow, ledger=ledger, options=options, room=room)
         with closing(works), closing(parallel(savers, save, _admitted(works, room), SAVERS)) as saved:
             yield from saved
