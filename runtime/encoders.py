@@ -14,7 +14,6 @@ from av.codec.hwaccel import HWAccel
 from av.video.reformatter import ColorRange, Colorspace
 
 from .errors import UsageError
-from .files import Nowhere
 from .frames import BT709, YUV, Look, matrix
 from .options import FilmOptions
 from .pixels import Uint8
@@ -155,7 +154,7 @@ def _check(encoder: Encoder, asked: str, maker: str) -> None:
         raise UsageError(f"pix_fmt {encoder.pix_fmt!r} is not for {asked}; wanted {usable}")
     if maker:  # FFmpeg knows its name on every machine
         try:
-            with av.open(Nowhere(), "w", format="matroska") as out:
+            with av.open(_Nowhere(), "w", format="matroska") as out:
                 look = Look(320, 240, Fraction(1), Fraction(25), Fraction(1, 25), None, 2, 2)
                 add_video(out, encoder, look, 320, 240).codec_context.open()
         except (av.FFmpegError, OSError, ValueError, RuntimeError) as e:
@@ -163,6 +162,11 @@ def _check(encoder: Encoder, asked: str, maker: str) -> None:
             raise UsageError(
                 f"codec {asked!r}{needs} did not start here ({why}); without --codec h264 is written"
             ) from e
+
+
+class _Nowhere:
+    def write(self, data: bytes) -> int:
+        return len(data)
 
 
 def add_video(output: Any, encoder: Encoder, seen: Look, width: int, height: int) -> Any:

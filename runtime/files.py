@@ -96,21 +96,3 @@ else:
         except BlockingIOError:
             return False
         return True
-
-
-class Nowhere:
-    """A file that is written, place by place, and kept nowhere."""
-
-    def __init__(self) -> None:
-        self._at = 0
-
-    def write(self, data: bytes) -> int:
-        self._at += len(data)
-        return len(data)
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, to: int, whence: int = os.SEEK_SET) -> int:
-        self._at = to + (self._at if whence == os.SEEK_CUR else 0)
-        return self._at

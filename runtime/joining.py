@@ -13,7 +13,7 @@ import av
 
 from .cut import Cut, cut_of
 from .encoders import Encoder, tag
-from .files import Nowhere, write_aside
+from .files import write_aside
 from .frames import Look, open_video
 from .matroska import ROOM, set_pixel_aspect
 from .media import Media
@@ -56,12 +56,12 @@ def join(film: Film, target: Path) -> tuple[list[str], float]:
     suffix = target.suffix.lower()
     with write_aside(target) as partial:
         try:
-            notes, missing = _join(film, suffix, f"file:{partial}")
+            notes, missing = _join(film, suffix, partial)
         except (av.FFmpegError, ValueError) as e:
-            refused, anew = ({}, set()) if getattr(e, "errno", None) in _DISK else _refused(film, suffix)
+            refused, anew = ({}, set()) if getattr(e, "errno", None) in _DISK else _refused(film, suffix, partial)
             if not refused and not anew:
                 raise
-            notes, missing = _join(film, suffix, f"file:{partial}", refused, anew)
+            notes, missing = _join(film, suffix, partial, refused, anew)
             notes += refused.values()
         if _lacks_aspect(film, suffix):
             set_pixel_aspect(partial, film.seen.pixel_aspect)
@@ -76,7 +76,7 @@ def _lacks_aspect(film: Film, suffix: str) -> bool:
     return suffix in (".mkv", ".webm") and not held and film.seen.pixel_aspect != 1
 
 
-def _refused(film: Film, suffix: str) -> tuple[dict[int, str], set[int]]:
+def _refused(film: Film, suffix: str, partial: Path) -> tuple[dict[int, str], set[int]]:
     """Of the streams that cannot be copied where each is the only one beside the picture, by their indices: notes on
     those that cannot be made anew either, and those that can. None where the picture alone cannot be written."""
     with open_video(film.media, film.stream) as (source, main):
@@ -87,7 +87,7 @@ def _refused(film: Film, suffix: str) -> tuple[dict[int, str], set[int]]:
         if again and index not in refused:
             continue
         try:
-            _join(film, suffix, Nowhere(), kinds.keys() - {index}, {index} if again else ())
+            _join(film, suffix, partial, kinds.keys() - {index}, {index} if again else ())
             if again:
                 anew.add(index)
                 del refused[index]
@@ -99,8 +99,9 @@ def _refused(film: Film, suffix: str) -> tuple[dict[int, str], set[int]]:
 
 
 def _join(
-    film: Film, suffix: str, file: str | Nowhere, without: Container[int] = (), anew: Container[int] = ()
+    film: Film, suffix: str, partial: Path, without: Container[int] = (), anew: Container[int] = ()
 ) -> tuple[list[str], float]:
+    """Write the file with none of the streams in `without`, those in `anew` not copied, and see that it opens."""
     media, stream, seen, encoder, work = film.media, film.stream, film.seen, film.encoder, film.work
     cut = cut_of(media, stream, film.options)
     if film.damaged:  # sound without a picture is no part of the good part
@@ -110,7 +111,7 @@ def _join(
     with (
         open_video(media, stream) as (source, main),
         open_segment(work.first()) as first,
-        av.open(file, "w", format=MUXERS[suffix]) as output,
+        av.open(f"file:{partial}", "w", format=MUXERS[suffix]) as output,
     ):
         template = first.streams.video[0]
         video = output.add_stream_from_template(template, opaque=True)
@@ -132,6 +133,9 @@ def _join(
             output.mux(packet)
         output.close()  # writes the index, which can fail as any write
         missing = 0.0 if film.options.end is not None else _missing(source, float(reach[0]))
+    with av.open(f"file:{partial}", format=MUXERS[suffix]) as made:  # MOV with ID3 is written, and then not read
+        if not made.streams.video:
+            raise ValueError("the file that was written holds no video")
     return notes, missing
 
 

@@ -91,6 +91,24 @@ def test_a_stream_that_is_refused_packets_later_costs_that_stream_alone(bundle, 
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_stream_with_which_a_file_is_written_but_not_read_again_is_left_out(bundle, tmp_path):
+    """ID3 tags of a broadcast, which the MOV muxer takes."""
+    source = tmp_path / "a.mpg"
+    with av.open(str(write_video(tmp_path / "p.mp4", audio="aac"))) as a, av.open(str(source), "w", "mpegts") as out:
+        streams = {s.index: out.add_stream_from_template(s, opaque=True) for s in a.streams}
+        tags = out.add_data_stream("timed_id3")
+        for i, packet in enumerate(p for p in a.demux() if p.size):
+            packet.stream = streams[packet.stream.index]
+            out.mux(packet)
+            if i % 10 == 0:
+                data = av.Packet(b"ID3 of a station")
+                data.pts, data.dts, data.time_base, data.stream = packet.dts, packet.dts, packet.time_base, tags
+                out.mux(data)
+    assert "data left out: .mov does not take timed_id3" in through(bundle, source, tmp_path / "b.mov")
+    _, frames, sound = watch(tmp_path / "b.mov")
+    assert len(frames) == 30 and len(sound) > 20
+
+
 def test_what_cannot_be_made_anew_either_is_left_out(bundle, tmp_path, monkeypatch):
     def fails(*args):
         raise av.ArgumentError(22, "no such encoder")
