@@ -9,11 +9,12 @@ python benchmarks/runtime.py size                                          bytes
 
 import argparse
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import distribution
@@ -173,9 +174,17 @@ def loop(args: argparse.Namespace) -> None:
                 )
 
 
+def child(command: Sequence[str]) -> Took:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    wall = seconds(lambda: subprocess.run(command, check=True, capture_output=True))
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return Took(wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+
+
 def start(args: argparse.Namespace) -> None:
-    def run(*command: str) -> float:
-        return min(seconds(lambda: subprocess.run(command, check=True, capture_output=True)) for _ in range(3))
+    def run(*command: str) -> Took:
+        runs = [child(command) for _ in range(args.trials)]
+        return Took(min(run.wall for run in runs), min(run.processor for run in runs))
 
     load = (
         "import onnxruntime, numpy as np\n"
@@ -190,8 +199,12 @@ def start(args: argparse.Namespace) -> None:
         out = str(Path(where) / "out")
         whole = run(*rfp, "translate", str(args.bundle), str(source), "-o", out, "--steps", "12", "--overwrite")
         least = run(sys.executable, "-c", load)
-    print(f"rfp --help {helped:.2f} s, import torch {torch:.2f} s: {helped / torch:.2f}")
-    print(f"one picture {whole:.2f} s, onnxruntime, session and 12 calls {least:.2f} s: {whole / least:.2f}")
+    pairs = (("rfp --help", helped, "import torch", torch), ("one picture", whole, "session and 12 calls", least))
+    for ours, took, theirs, other in pairs:
+        print(
+            f"{ours} {took.wall:.2f} s, {theirs} {other.wall:.2f} s: {took.wall / other.wall:.2f}; processor "
+            f"{took.processor:.2f} and {other.processor:.2f} s: {took.processor / other.processor:.2f}"
+        )
 
 
 def memory(args: argparse.Namespace) -> None:
@@ -232,7 +245,8 @@ def main() -> None:
             sub.add_argument("--images", type=int, default=500 if part is folder else 16)
         if part is folder:
             sub.add_argument("--film", type=Path)
-            sub.add_argument("--trials", type=int, default=2)
+        if part in (folder, start):
+            sub.add_argument("--trials", type=int, default=2 if part is folder else 5)
         if part is memory:
             sub.add_argument("--few", type=int, default=200)
             sub.add_argument("--many", type=int, default=2000)
