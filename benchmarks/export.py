@@ -1,14 +1,14 @@
 """What each exported graph costs and how near it comes to PyTorch: size, parity, speed and load time.
 
     python benchmarks/export.py RUN... [--onnx fp32,fp16,int8] [--coreml fp16,fp32,int8,palette8,palette6,palette4]
-        [--repeats 30] [--profile] [--size 64]
+        [--repeats 30] [--profile] [--size 64] [--keep DIR] [--busy]
 
 A RUN may be a checkpoint file too. Speed is PyTorch eager (float32, evaluation mode, no autograd) over ONNX Runtime for
-one call of the same graph on one picture of the training size, both with all cores; the least of calls taken in turn,
-since the machine is shared. Core ML packages are proven by their evaluator and not timed: that takes a Mac.
+one call of the same graph on one picture of the training size, the least of calls taken in turn: with all cores by the
+clock, and on one core by the processor's time, which other processes move little. Load is the processor's time, the
+least of 5. `--busy` leaves out the clock's. Core ML packages are proven by their evaluator; timing takes a Mac.
 
-`--profile` adds what each velocity graph takes of the processor's time on one thread, the least of calls of all its
-precisions in turn, and what its kinds of nodes cost there, each node the least of its calls.
+`--profile` adds what the kinds of nodes of each velocity graph cost on one core, each node the least of its calls.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -43,23 +44,28 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--size", type=int, help="side of the picture that is timed, if not the size of training")
+    parser.add_argument("--busy", action="store_true", help="others use this machine: leave out the clock's figures")
+    parser.add_argument("--keep", type=Path, help="folder in which bundles stay, and from which they are taken again")
     args = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    print("| model | graph | nodes, as run | size | to PyTorch | grey levels | speed | load |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| model | graph | nodes, as run | size | to PyTorch | grey levels | one core | all cores | load |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for run in args.runs:
         source = open_source(run)
         for format_, precisions in (("onnx", args.onnx), ("coreml", args.coreml)):
             if wanted := [p for p in precisions.split(",") if p not in ("", "none")]:
                 with tempfile.TemporaryDirectory() as folder:
-                    rows(run, source, format_, wanted, Path(folder) / "bundle", args)
+                    bundle = (args.keep or Path(folder)) / f"{named(run)}-{format_}"
+                    if not bundle.exists():
+                        export_bundle(run, bundle, formats=[format_], precisions=wanted, allow_below_floor=True)
+                    rows(named(run), source, format_, bundle, args)
 
 
-def rows(
-    run: Path, source: Source, format_: str, precisions: list[str], bundle: Path, args: argparse.Namespace
-) -> None:
-    name = run.stem if run.is_file() else run.name
-    export_bundle(run, bundle, formats=[format_], precisions=precisions, allow_below_floor=True)
+def named(run: Path) -> str:
+    return run.stem if run.is_file() else run.name
+
+
+def rows(name: str, source: Source, format_: str, bundle: Path, args: argparse.Namespace) -> None:
     graphs = Manifest.from_json((bundle / MANIFEST_FILE).read_text(encoding="utf-8")).graphs
     for graph in graphs:
         path = bundle / graph.file
@@ -71,46 +77,39 @@ def rows(
         )
         below = " **below its floor**" if graph.below_floor else ""
         parity = f"{graph.parity['psnr']:.1f} dB{below} | {graph.parity['grey_levels']:.0f}"
-        nodes, speed, load = costs
-        print(
-            f"| {name} | {graph.file}{left} | {nodes} | {graph.bytes / 1e6:.1f} MB | {parity} | {speed} | {load} |",
-            flush=True,
-        )
-    velocities = [bundle / graph.file for graph in graphs if graph.role == "velocity"]
+        print(f"| {name} | {graph.file}{left} | {costs[0]} | {graph.bytes / 1e6:.1f} MB | {parity} | ", end="")
+        print(" | ".join(costs[1:]), "|", flush=True)
     if args.profile and format_ == "onnx":
-        for path, milliseconds in zip(velocities, on_one_core(source, velocities, args), strict=True):
-            kinds = profile(source, path, args)
-            print(f"{name} {path.name}: {milliseconds:.2f} ms of the processor; by kind {kinds}", flush=True)
+        for graph in graphs:
+            if graph.role == "velocity":
+                print(f"{name} {graph.file}: {profile(source, bundle / graph.file, args)}", flush=True)
 
 
-def timed(source: Source, graph: Graph, path: Path, args: argparse.Namespace) -> tuple[str, str, str]:
-    """Nodes of the file and as they are run, speed, and load time."""
-    model = path.read_bytes()
-    loads = [seconds(lambda: open_session(model, path)) for _ in range(5)]
-    session = open_session(model, path)
-    feed, by_torch = call(source, graph.role, args.size)
-    with torch.no_grad():
-        pairs = [(seconds(by_torch), seconds(lambda: session.run(None, feed))) for _ in range(args.repeats)]
-    eager, ours = (min(times) for times in zip(*pairs, strict=True))
+def timed(source: Source, graph: Graph, path: Path, args: argparse.Namespace) -> tuple[str, ...]:
+    """Nodes of the file and as they are run; speed on one core and with all; load time."""
+    model, feed_and_torch = path.read_bytes(), call(source, graph.role, args.size)
+    loads = [seconds(lambda: open_session(model, path, threads=1), time.process_time) for _ in range(5)]
     nodes = f"{len(onnx.load_from_string(model).graph.node)}, {optimised_nodes(path)}"
-    return nodes, f"{eager / ours:.2f}× ({eager * 1e3:.1f} / {ours * 1e3:.1f} ms)", f"{min(loads) * 1e3:.0f} ms"
+    cores = torch.get_num_threads()
+    torch.set_num_threads(1)
+    one = compared(*feed_and_torch, open_session(model, path, threads=1), args.repeats, time.thread_time)
+    torch.set_num_threads(cores)
+    every = "" if args.busy else compared(*feed_and_torch, open_session(model, path), args.repeats, time.perf_counter)
+    return nodes, one, every, f"{min(loads) * 1e3:.0f} ms"
 
 
-def package(path: Path) -> tuple[str, str, str]:
-    return str(len(Program(path).operations)), NOT_HERE, NOT_HERE
+@torch.no_grad()
+def compared(
+    feed: dict[str, np.ndarray], by_torch: Callable[[], object], session: Any, repeats: int, clock: Callable[[], float]
+) -> str:
+    """The least of PyTorch's times over the least of ours."""
+    pairs = [(seconds(by_torch, clock), seconds(lambda: session.run(None, feed), clock)) for _ in range(repeats)]
+    eager, ours = (min(times) for times in zip(*pairs, strict=True))
+    return f"{eager / ours:.2f}× ({eager * 1e3:.1f} / {ours * 1e3:.1f} ms)"
 
 
-def on_one_core(source: Source, paths: list[Path], args: argparse.Namespace) -> list[float]:
-    """Milliseconds of the processor that a call of each graph takes."""
-    feed, _ = call(source, "velocity", args.size)
-    sessions = [open_session(path.read_bytes(), path, threads=1) for path in paths]
-    times: list[list[float]] = [[] for _ in paths]
-    for _ in range(args.repeats):
-        for session, mine in zip(sessions, times, strict=True):
-            start = time.thread_time()
-            session.run(None, feed)
-            mine.append(1e3 * (time.thread_time() - start))
-    return [min(mine) for mine in times]
+def package(path: Path) -> tuple[str, ...]:
+    return str(len(Program(path).operations)), NOT_HERE, NOT_HERE, NOT_HERE
 
 
 def profile(source: Source, path: Path, args: argparse.Namespace) -> str:
@@ -153,10 +152,10 @@ def call(source: Source, role: str, side: int | None) -> tuple[dict[str, np.ndar
     return {"z": z.numpy()}, lambda: codec.decode(z)
 
 
-def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def seconds(work: Callable[[], object], clock: Callable[[], float]) -> float:
+    start = clock()
     work()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 if __name__ == "__main__":
