@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
@@ -129,9 +129,22 @@ def _fitted(original: Uint8, flow: Flow) -> Uint8:
     return resized(original, flow.fit(width, height))
 
 
-def _decode(job: Job, flow: Flow, ledger: Ledger, overwrite: bool, kept: Room) -> Task:
-    task, began, timed = Task(job), time.perf_counter(), flow.stages.timed
+@contextmanager
+def _reading(task: Task) -> Iterator[None]:
+    """Take down how long the work on a picture's file took, and what was wrong with it."""
+    began = time.perf_counter()
     try:
+        yield
+    except MediaError as e:
+        task.error = e
+    except (OSError, MemoryError) as e:
+        task.error = MediaError(f"{task.job.media}: cannot be read: {e or type(e).__name__}")
+    task.seconds += time.perf_counter() - began
+
+
+def _decode(job: Job, flow: Flow, ledger: Ledger, overwrite: bool, kept: Room) -> Task:
+    task, timed = Task(job), flow.stages.timed
+    with _reading(task):
         with timed("read"):
             if not overwrite and (why := ledger.why_not(job)) is not None:
                 task.skipped = why
@@ -160,11 +173,6 @@ def _decode(job: Job, flow: Flow, ledger: Ledger, overwrite: bool, kept: Room) -
                     task.original = task.small
                 elif kept.took(original.nbytes):
                     task.original, task.room = original, kept
-    except MediaError as e:
-        task.error = e
-    except (OSError, MemoryError) as e:
-        task.error = MediaError(f"{job.media}: cannot be read: {e or type(e).__name__}")
-    task.seconds += time.perf_counter() - began
     return task
 
 
@@ -214,9 +222,9 @@ def _translated(group: Sequence[Task], flow: Flow) -> Sequence[Task]:
 
 def _animation(task: Task, flow: Flow) -> Task:
     """Decode and translate an animation here, one at a time, since its frames are held until the end."""
-    began, media, suffix = time.perf_counter(), task.job.media, task.job.target.suffix
+    media, suffix = task.job.media, task.job.target.suffix
     shown = Frames()
-    try:
+    with _reading(task):
         with open_image(media.open(), str(media)) as image:
             shown.plays, shown.poster = plays(image), bool(image.info.get("default_image"))
             size = flow.fit(*image.size) if flow.upscale == "none" else image.size
@@ -226,11 +234,6 @@ def _animation(task: Task, flow: Flow) -> Task:
                 shown.pictures.append(small(Image.fromarray(pixels), suffix))
                 shown.durations.append(duration)
         task.shown = shown
-    except MediaError as e:
-        task.error = e
-    except (OSError, MemoryError) as e:
-        task.error = MediaError(f"{media}: cannot be read: {e or type(e).__name__}")
-    task.seconds += time.perf_counter() - began
     return task
 
 
