@@ -15,11 +15,11 @@ from .codec import open_codec
 from .errors import MediaError, UsageError
 from .euler import Solver
 from .flow import MOST_PIXELS, Flow
-from .images import THREADS, Work, save_image, save_images
 from .media import IMAGE_SUFFIXES, paths, read_image
 from .options import FlowOptions
-from .pipeline import ahead
+from .pipeline import THREADS, ahead
 from .report import Event, Report, ended
+from .saving import Work, save_image, save_images
 from .sheet import sheet
 from .velocity import Velocity
 

@@ -1,24 +1,21 @@
 """Many images through a flow: decoding and encoding in a pool of threads beside it, memory flat in their number."""
 
-import os
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from functools import partial
 from itertools import groupby, islice
-from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
 from .errors import MediaError
-from .files import write_aside
 from .flow import Flow
 from .ledger import Ledger, identify
-from .media import alone, lies, open_image, read_image, upright_rgb
+from .media import alone, lies, open_image, upright_rgb
 from .options import PictureOptions
 from .pictures import (
     Frames,
@@ -28,33 +25,16 @@ from .pictures import (
     holds,
     metadata,
     plays,
-    save_frames,
-    save_picture,
     small,
 )
-from .pipeline import ahead, parallel
+from .pipeline import THREADS, ahead, parallel
 from .pixels import Uint8
 from .plan import Job
+from .saving import SAVERS, save
 from .tasks import KEPT, Room, Task
 from .upscale import given_back, resized
 
-
-class HasTarget(Protocol):
-    """Something that is to become a file."""
-
-    @property
-    def target(self) -> Path: ...
-
-
-Wanted = TypeVar("Wanted", bound=HasTarget)
 Tag = TypeVar("Tag")
-Work = tuple[Wanted, Uint8 | MediaError]
-"""Something wanted with its pixels [H, W, 3] on the way, or with what went wrong."""
-
-THREADS = min(8, os.cpu_count() or 1)
-"""That decode, and twice as many that encode."""
-SAVERS = 32
-"""Threads that write, most of them asleep until a file is on the disk: a busy disk takes 0.2 s for one and for many."""
 SPARE = 6
 """JPEGs are decoded at a half, a quarter or an eighth where that leaves so many times the side that is wanted: a photo
 of 9 megapixels to 64 px in 28 ms and not 101, 49 dB from the long way."""
@@ -74,8 +54,8 @@ def translate_images(
         decoded = parallel(decoders, lambda job: _decode(job, flow, ledger, overwrite, kept), jobs, 2 * THREADS)
         works = ahead(_through(decoded, flow), _WAITING, flow.stop)
         room = threading.Semaphore(THREADS if flow.upscale != "none" else 2 * THREADS)
-        save = partial(_save, flow=flow, ledger=ledger, options=options, room=room)
-        with closing(works), closing(parallel(savers, save, _admitted(works, room), SAVERS)) as saved:
+        write = partial(save, flow=flow, ledger=ledger, options=options, room=room)
+        with closing(works), closing(parallel(savers, write, _admitted(works, room), SAVERS)) as saved:
             yield from saved
 
 
@@ -84,24 +64,6 @@ def _admitted(works: Iterable[Task], room: threading.Semaphore) -> Iterator[Task
     for task in works:
         room.acquire()
         yield task
-
-
-def save_images(
-    pool: Executor, works: Generator[Work[Wanted], None, None], on_end: Callable[[Wanted, MediaError | None], None]
-) -> None:
-    """Write every picture as it comes and call `on_end`, from this thread, when it is written or has failed."""
-    with closing(works), closing(parallel(pool, _save_plain, works, 2 * THREADS)) as saved:
-        for wanted, error in saved:
-            on_end(wanted, error)
-
-
-def save_image(pixels: Uint8, target: Path) -> None:
-    """Write uint8 [H, W, 3] in the format of the target's suffix, whole or not at all. Raises MediaError."""
-    try:
-        with write_aside(target) as partial_:
-            save_picture(Image.fromarray(pixels), partial_, target.suffix)
-    except (OSError, ValueError, RuntimeError, MemoryError) as e:
-        raise MediaError(f"{target}: cannot be written: {e or type(e).__name__}") from e
 
 
 def in_order(pictures: Iterable[tuple[Uint8, Tag]], flow: Flow) -> Generator[tuple[Uint8, Tag], None, None]:
@@ -235,61 +197,3 @@ def _animation(task: Task, flow: Flow) -> Task:
                 shown.durations.append(duration)
         task.shown = shown
     return task
-
-
-def _save(task: Task, flow: Flow, ledger: Ledger, options: PictureOptions, room: threading.Semaphore) -> Task:
-    with ExitStack() as held:
-        held.callback(room.release)
-        if task.skipped is None:
-            _write(task, flow, ledger, options, held)
-        task.let_go()
-    return task
-
-
-def _write(task: Task, flow: Flow, ledger: Ledger, options: PictureOptions, held: ExitStack) -> None:
-    began, target, timed = time.perf_counter(), task.job.target, flow.stages.timed
-    try:
-        if task.error is None:
-            with write_aside(target) as partial_:
-                if task.shown is not None:
-                    with timed("encode"):
-                        save_frames(task.shown, partial_, target.suffix, options.quality, task.known)
-                elif task.pixels is not None and task.small is not None:
-                    _finish(task, partial_, flow, options)
-                written = time.perf_counter()
-                task.let_go()
-                held.close()
-                ledger.add(task.job, task.source, partial_, task.seconds + written - began)
-            flow.stages.add("write", time.perf_counter() - written)  # to the disk, for the most part
-    except MediaError as e:
-        task.error = e
-    except (OSError, ValueError, RuntimeError, MemoryError) as e:
-        task.error = MediaError(f"{target}: cannot be written: {e or type(e).__name__}")
-    if task.error is not None:
-        with suppress(MediaError):  # the first error is the one to tell
-            ledger.add(task.job, task.source, None, task.seconds, str(task.error))
-
-
-def _finish(task: Task, target: Path, flow: Flow, options: PictureOptions) -> None:
-    """Give back the translation's pixels and write them; of large pictures one at a time."""
-    assert task.small is not None and task.pixels is not None
-    original, timed = task.original, flow.stages.timed
-    with alone(task.area if flow.upscale != "none" else 0):
-        if original is None:
-            with timed("decode"):
-                original = np.asarray(read_image(task.job.media))
-        with timed("finish"):
-            image = Image.fromarray(given_back(flow.upscale, original, task.small, task.pixels))
-        with timed("encode"):
-            save_picture(image, target, task.job.target.suffix, options.quality, task.known)
-
-
-def _save_plain(work: Work[Wanted]) -> tuple[Wanted, MediaError | None]:
-    wanted, pixels = work
-    if isinstance(pixels, MediaError):
-        return wanted, pixels
-    try:
-        save_image(pixels, wanted.target)
-    except MediaError as e:
-        return wanted, e
-    return wanted, None

@@ -1,5 +1,6 @@
 """Stages that run beside one another, each holding a bounded number of items however long the input is."""
 
+import os
 import queue
 import threading
 from collections import deque
@@ -9,6 +10,9 @@ from typing import TypeVar
 
 In = TypeVar("In")
 Out = TypeVar("Out")
+
+THREADS = min(8, os.cpu_count() or 1)
+"""That decode, and twice as many that encode."""
 
 
 def ahead(items: Iterable[Out], depth: int = 2, stop: Callable[[], None] = lambda: None) -> Generator[Out, None, None]:

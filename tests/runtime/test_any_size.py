@@ -6,7 +6,7 @@ import bundles
 import numpy as np
 import pytest
 from PIL import Image
-from rfp.runtime import FlowOptions, UsageError, images, load_bundle, translate
+from rfp.runtime import FlowOptions, UsageError, images, load_bundle, saving, translate
 from rfp.runtime.codec import Identity
 from rfp.runtime.flow import Flow
 from rfp.runtime.network import Network
@@ -110,8 +110,8 @@ def test_originals_without_room_are_decoded_again_and_room_is_given_back(tmp_pat
     for i in range(9):
         Image.fromarray(picture(i, 90 + i, 133)).save(tmp_path / "in" / f"{i}.png")
     again, rooms = [], []
-    read, room = images.read_image, images.Room
-    monkeypatch.setattr(images, "read_image", lambda media: again.append(media) or read(media))
+    read, room = saving.read_image, images.Room
+    monkeypatch.setattr(saving, "read_image", lambda media: again.append(media) or read(media))
     monkeypatch.setattr(images, "Room", lambda size: rooms.append(room(size)) or rooms[-1])
     for name, kept, expected in (("all", images.KEPT, 0), ("two", 2 * 100 * 133 * 3, None), ("none", 0, 9)):
         monkeypatch.setattr(images, "KEPT", kept)

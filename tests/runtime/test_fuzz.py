@@ -3,6 +3,7 @@
 RFP_FUZZ is how many damaged files of each kind are tried: a few here, and 250 by `make fuzz`.
 """
 
+import errno
 import json
 import os
 import subprocess
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rfp.runtime import BundleError, FlowOptions, RfpError, load_bundle, translate
+from rfp.runtime import BundleError, FlowOptions, RfpError, load_bundle, pictures, translate
 
 EACH = int(os.environ.get("RFP_FUZZ", "16"))
 SEED = int(os.environ.get("RFP_FUZZ_SEED", "0"))
@@ -370,6 +371,22 @@ def full_disk(tmp_path):
         pytest.skip("a small tmpfs needs root")
     yield place
     subprocess.run(["umount", place], check=True)
+
+
+def test_a_disk_that_is_full_for_a_moment_costs_no_picture(bundle, tmp_path, monkeypatch):
+    source = tmp_path / "small.png"
+    source.write_bytes(corpus.image("PNG"))
+    tries = []
+
+    def save_picture(*args):
+        tries.append(args)
+        if len(tries) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return pictures.save_picture(*args)
+
+    monkeypatch.setattr("rfp.runtime.saving.save_picture", save_picture)
+    report = translate(bundle, [source], tmp_path / "out", flow=QUICK)
+    assert len(tries) == 2 and [e.target.name for e in report.done] == ["small.png"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="tmpfs is Linux's")

@@ -234,7 +234,7 @@ def test_few_pictures_are_held_however_many_there_are(make, tmp_path, monkeypatc
     for i in range(300):
         (folder / f"{i}.png").write_bytes(data)
     held, most = 0, 0
-    decode, write = images_module._decode, images_module._save
+    decode, write = images_module._decode, images_module.save
 
     def counted_decode(*args):
         nonlocal held, most
@@ -249,7 +249,7 @@ def test_few_pictures_are_held_however_many_there_are(make, tmp_path, monkeypatc
         return out
 
     monkeypatch.setattr(images_module, "_decode", counted_decode)
-    monkeypatch.setattr(images_module, "_save", counted_write)
+    monkeypatch.setattr(images_module, "save", counted_write)
     translate(make(), [folder], tmp_path / "out")
     assert most < 80 and held == 0
 
