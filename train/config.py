@@ -56,7 +56,11 @@ class RFPix2pixModel(Strict):
     timestep_uniform_fraction: Fraction = Field(
         0.1, description="Share of uniform t mixed into logit-normal, which by itself hardly sees t = 0."
     )
-    horizontal_flip: bool = Field(True, description="Mirror half of the pairs, both pictures of a pair together.")
+    horizontal_flip: bool | None = Field(
+        None,
+        description="Mirror half of the pairs, both pictures of a pair together. `null`: unless what sets the domains "
+        "apart has a side, as light from the left or a mark in a corner has; that is measured on their mean pictures.",
+    )
     random_crop: bool = Field(
         True, description="Cut squares at random out of the middle one, the same from both; or take it whole."
     )

@@ -13,6 +13,7 @@ import json
 import re
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,6 +34,7 @@ from .distill import BACK
 from .domains import Crop, Domain
 from .noise import Noise
 from .reading import parse_json
+from .sides import mirrored
 from .velocity_net import integrate_net
 
 SHARD = 128
@@ -57,6 +59,11 @@ class Source:
     domain1: Domain
     steps: int
     seed: int
+
+    @cached_property
+    def mirror(self) -> bool:
+        """Whether training mirrored half of the pairs."""
+        return mirrored(self.checkpoint.config, self.domain0, self.domain1)[0]
 
     def describe(self) -> dict[str, Any]:
         """What makes its pairs what they are."""
@@ -128,9 +135,8 @@ def _shard(source: Source, shard: int, follow: Any) -> tuple[dict[str, Uint8], d
 
 def _crop(source: Source, domain: Domain, index: int, k: int) -> Uint8:
     """As training cuts and mirrors them: the pairs are taken whole from here on."""
-    config = source.checkpoint.config
-    crop = Crop.draw(np.random.default_rng([source.seed, 8, k]), config.horizontal_flip)
-    return domain.crop(index, crop if config.random_crop else Crop(flip=crop.flip))
+    crop = Crop.draw(np.random.default_rng([source.seed, 8, k]), source.mirror)
+    return domain.crop(index, crop if source.checkpoint.config.random_crop else Crop(flip=crop.flip))
 
 
 def _write(path: Path, pictures: dict[str, Uint8]) -> None:

@@ -23,6 +23,7 @@ from .pairing import couple
 from .run import Interrupted, Run
 from .saliency import SaliencyNet
 from .self_pairing import self_paired
+from .sides import mirrored
 from .velocity_net import VelocityNet, build_velocity_net, integrate_net
 
 
@@ -56,7 +57,10 @@ def train_velocity(run: Run, codec: Codec, saliency: SaliencyNet | None) -> None
     if config.compile:
         v.compile()  # in place: weights keep their names, and the average is never compiled
     pairs, size, h = couple(run, step), config.train_batch_size, saliency.features if saliency else None
-    draws = run.domain0, run.domain1, pairs, size, step, config.steps, run.seed, config.horizontal_flip
+    mirror, why = ranks.once(lambda: mirrored(config, run.domain0, run.domain1))
+    if why:
+        run.report.note(why)
+    draws = run.domain0, run.domain1, pairs, size, step, config.steps, run.seed, mirror
     looks = perceptual(run)
     crop_scale = config.crop_scale if config.random_crop else 1.0
     cutmix = (0.0 if isinstance(run.domain0, Noise) else 0.5) if config.cutmix is None else config.cutmix
