@@ -15,6 +15,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from PIL import Image
 from rfp.runtime.euler import integrate
 from rfp.runtime.metrics import psnr, ssim, texture_energy
 from rfp.runtime.pixels import Uint8, to_float, to_uint8
-from rfp.train.coupling import Pair, random_pairs, structure_pairs
+from rfp.train.coupling import Pair, random_pairs, shuffled, structure_pairs
 from rfp.train.domains import Crop, Domain, open_domain, part
 from rfp.train.embedders import foreground, grid, hog, pixels, thumbnail
 from rfp.train.loss import Features, losses, measure_scales
@@ -43,6 +44,8 @@ from rfp.train.saliency import (
 from rfp.train.transport import ot_permutation
 from rfp.train.unet import UNet, timestep_embedding
 from torch import Tensor, nn
+
+Mosaic = Callable[[int], tuple[Uint8, Uint8]]
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,8 @@ class Idea:
     """Share of the training after which `back` and `repair` begin."""
     repair: int = 0
     """Steps after which x0 is paired anew with the real x1 nearest to its translation, and x1 likewise."""
+    again: str = "pixels"
+    """What nearest means then: that, or the coupling's own embedder."""
 
     flow: float = 1.0
     saliency: float = 0.0
@@ -95,6 +100,8 @@ class Idea:
     """Least side of a crop, in shares of the picture."""
     cutmix: float = 0.0
     """Share of pairs of which a rectangle comes from another pair, the same in x0 and x1."""
+    local: int = 0
+    """Mixed pairs' rectangles and what is around them are each paired anew with the most alike there of so many."""
     hue: float = 0.0
     """Share of pairs whose colour channels are exchanged, in x0 and x1 alike."""
     noise: float = 0.0
@@ -137,7 +144,7 @@ def embed(idea: Idea, net: nn.Sequential, x: Tensor) -> Tensor:
             edges, colours = hog(enlarged(x, 64)).split([512, 192], dim=1)
             return F.normalize(torch.cat([centred(edges), idea.colours * centred(colours)], dim=1))
         case "mobilenet":
-            return centred(torch.cat([grid(net(enlarged(part, 128))) for part in x.split(32)]))
+            return centred(torch.cat([grid(net(enlarged(some, 128))) for some in x.split(32)]))
         case name:
             return {"foreground": foreground, "thumbnail": thumbnail, "pixels": pixels}[name](x)
 
@@ -203,7 +210,7 @@ def augmented(idea: Idea, x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:
     x = torch.stack([x0, x1], dim=1)
     if idea.hue:
         x = torch.stack([q[:, torch.randperm(3)] if torch.rand(()) < idea.hue else q for q in x])
-    if idea.cutmix:
+    if idea.cutmix and not idea.local:
         mixed, side = x.clone(), x.shape[-1]
         for q, other in zip(mixed, x.roll(1, dims=0), strict=True):
             if torch.rand(()) < idea.cutmix:
@@ -221,6 +228,7 @@ def train(idea: Idea, net: nn.Sequential, d0: Domain, d1: Domain) -> UNet:
     pair: Pair = random_pairs(len(d0), len(d1), idea.seed)
     if idea.coupling not in ("random", "ot"):
         pair = similar_pairs(idea, *(embed(idea, net, x) for x in every))
+    mosaic = mosaics(idea, d0, d1, every, net) if idea.local else None
     config = UNetConfig(model_channels=idea.width, ch_mult=list(idea.levels), num_res_blocks=1, patch_size=idea.patch)
     v = (Gained if idea.gain else UNet)(config, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     ema = copy.deepcopy(v).requires_grad_(False).eval()
@@ -229,7 +237,12 @@ def train(idea: Idea, net: nn.Sequential, d0: Domain, d1: Domain) -> UNet:
     for step in range(steps):
         numbers = range(step * idea.batch, (step + 1) * idea.batch)
         crops = [cropped(idea, np.random.default_rng([idea.seed, 3, k])) for k in numbers]
-        drawn = [(d0.crop(pair(k)[0], c), d1.crop(pair(k)[1], c)) for k, c in zip(numbers, crops, strict=True)]
+        drawn = [
+            [c.apply(Image.fromarray(p), idea.size) for p in mosaic(k)]
+            if mosaic
+            else [d.crop(n, c) for d, n in zip((d0, d1), pair(k), strict=True)]
+            for k, c in zip(numbers, crops, strict=True)
+        ]
         x0, x1 = (torch.from_numpy(to_float(np.stack(side))) for side in zip(*drawn, strict=True))
         if idea.coupling == "ot":
             x1 = x1[torch.from_numpy(ot_permutation(x0.numpy(), x1.numpy()))]
@@ -240,9 +253,10 @@ def train(idea: Idea, net: nn.Sequential, d0: Domain, d1: Domain) -> UNet:
             made0, made1 = through(ema, x1[:half], 3, 1, 0).clamp(-1, 1), through(ema, x0[half:m], 3).clamp(-1, 1)
             x0, x1 = torch.cat([made0, x0[half:]]), torch.cat([x1[:half], made1, x1[m:]])
         if idea.repair and step >= max(1, idea.start * steps) and step % idea.repair == 0:
-            to1, to0 = (pixels(through(ema, x, 4, t, 1 - t)) for x, t in zip(every, (0.0, 1.0), strict=True))
-            near1 = neighbours(to1, pixels(every[1]), idea.candidates)[0]
-            near0 = neighbours(to0, pixels(every[0]), idea.candidates)[0]
+            again: Callable[[Tensor], Tensor] = pixels if idea.again == "pixels" else partial(embed, idea, net)
+            to1, to0 = (again(through(ema, x, 4, t, 1 - t)) for x, t in zip(every, (0.0, 1.0), strict=True))
+            near1 = neighbours(to1, again(every[1]), idea.candidates)[0]
+            near0 = neighbours(to0, again(every[0]), idea.candidates)[0]
             pair = structure_pairs(near1, near0, idea.seed)
         x0 = x0 + idea.noise * torch.randn_like(x0)
         x0, x1 = (x.contiguous(memory_format=torch.channels_last) for x in (x0, x1))
@@ -267,6 +281,43 @@ def train(idea: Idea, net: nn.Sequential, d0: Domain, d1: Domain) -> UNet:
         with torch.no_grad():
             torch._foreach_lerp_(list(ema.parameters()), list(v.parameters()), 1 - decay)
     return ema
+
+
+def mosaics(idea: Idea, d0: Domain, d1: Domain, every: list[Tensor], net: nn.Sequential) -> Mosaic:
+    """The k-th pair of pictures, uint8 [64, 64, 3]: of mixed ones the rectangle and what is around it are each paired
+    with the picture most alike there, by hog's cells, of the `local` nearest as a whole."""
+    pictures = [[np.asarray(d.read(i)) for i in range(len(d))] for d in (d0, d1)]
+    draws = [shuffled(len(d), idea.seed, s) for s, d in enumerate((d0, d1))]
+    near = neighbours(*(embed(idea, net, x) for x in every), idea.local)
+    cells = []
+    for x in every:
+        edges, colours = hog(enlarged(x, 64)).split([512, 192], dim=1)
+        parts = centred(edges).view(-1, 8, 8, 8), idea.colours * centred(colours).view(-1, 3, 8, 8)
+        cells.append(torch.cat(parts, dim=1).numpy())
+
+    def partner(s: int, i: int, there: Any, rng: np.random.Generator) -> Uint8:
+        a, b = cells[s][i][:, there], cells[1 - s][near[s][i]][:, :, there]
+        alike = (b * a).sum((1, 2)) / np.sqrt((b * b).sum((1, 2)) + 1e-12)
+        return pictures[1 - s][near[s][i][np.argsort(-alike)[rng.integers(idea.candidates)]]]
+
+    def draw(k: int) -> tuple[Uint8, Uint8]:
+        s, rng = k % 2, np.random.default_rng([idea.seed, 9, k])
+        i = draws[s](k // 2)
+        if rng.random() >= idea.cutmix:
+            pair = pictures[s][i], pictures[1 - s][rng.choice(near[s][i][: idea.candidates])]
+            return pair if s == 0 else pair[::-1]
+        there = np.zeros((8, 8), bool)
+        while not 0 < there.sum() < 64:
+            (top, bottom), (left, right) = (sorted(rng.integers(9, size=2)) for _ in "yx")
+            there[:] = False
+            there[top:bottom, left:right] = True
+        j = int(rng.integers(len(pictures[s])))
+        inside, around = ((pictures[s][n], partner(s, n, where, rng)) for n, where in ((i, there), (j, ~there)))
+        mask = np.kron(there, np.ones((8, 8), bool))[..., None]
+        pair = np.where(mask, inside[0], around[0]), np.where(mask, inside[1], around[1])
+        return pair if s == 0 else pair[::-1]
+
+    return draw
 
 
 def similar_pairs(idea: Idea, e0: Tensor, e1: Tensor) -> Pair:

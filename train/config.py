@@ -131,6 +131,11 @@ class RFPix2pixModel(Strict):
         description="A file of DINOv2's weights, by torch.hub's or Hugging Face's key names, in place of those in "
         "Hugging Face's cache or on its hub.",
     )
+    re_pairings: Annotated[int, Field(ge=0)] = Field(
+        3,
+        description="How many times, evenly spread over the training, pictures of a structure coupling are paired "
+        "anew, with the real ones nearest to what the averaged net makes of them; fewer where that would take long.",
+    )
     distill_steps: Positive | None = Field(
         None,
         description="Euler steps in which the net is to reach the other end of each pair, in place of learning the "

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -14,12 +15,13 @@ from . import ranks
 from .codec import Codec, decode, encode
 from .codec_config import VAEConfig
 from .config import RFPix2pixModel
-from .coupling import batches
+from .coupling import Pair, batches, structure_pairs
 from .distill import Ends, distill_losses, goes_forward, perceptual
 from .judging import judge
 from .loss import Features, Scales, losses, measure_scales
 from .noise import Noise
 from .pairing import couple
+from .re_pairing import NEAR0, NEAR1, re_paired, saved, turns
 from .run import Interrupted, Run
 from .saliency import SaliencyNet
 from .self_pairing import self_paired
@@ -41,7 +43,7 @@ def train_velocity(run: Run, codec: Codec, saliency: SaliencyNet | None) -> None
     ema = copy.deepcopy(v).requires_grad_(False).eval()
     rate, decay = config.learning_rate, config.weight_decay
     optimizer = torch.optim.AdamW(v.parameters(), lr=rate, weight_decay=decay, fused=config.fused_adamw)
-    step = 0
+    step, near = 0, ckpt.Tensors()
     if part := run.parts.get("velocity"):
         for net in (v, ema):
             ckpt.adopt(net, part.part("velocity_ema"))
@@ -49,22 +51,16 @@ def train_velocity(run: Run, codec: Codec, saliency: SaliencyNet | None) -> None
         ckpt.adopt(v, resumed.part("velocity_net" if run.resumed_state else "velocity_ema"))
         ckpt.adopt(ema, resumed.part("velocity_ema"))
         if run.resumed_state:
-            ckpt.restore_optimizer(optimizer, run.resumed_state)
-            step = resumed.step
+            moments = {name: m for name, m in run.resumed_state.items() if name not in (NEAR0, NEAR1)}
+            ckpt.restore_optimizer(optimizer, moments)
+            step, near = resumed.step, saved(run)
     if step >= config.steps:
         run.report.note(f"already trained: step {step} of {config.steps}")
         return
     if config.compile:
         v.compile()  # in place: weights keep their names, and the average is never compiled
-    pairs, size, h = couple(run, step), config.train_batch_size, saliency.features if saliency else None
-    mirror, why = ranks.once(lambda: mirrored(config, run.domain0, run.domain1))
-    if why:
-        run.report.note(why)
-    draws = run.domain0, run.domain1, pairs, size, step, config.steps, run.seed, mirror
-    looks = perceptual(run)
-    crop_scale = config.crop_scale if config.random_crop else 1.0
-    cutmix = (0.0 if isinstance(run.domain0, Noise) else 0.5) if config.cutmix is None else config.cutmix
-    for x0, x1 in batches(*draws, crop_scale=crop_scale, cutmix=cutmix):
+    pairs, h, looks = couple(run, step), saliency.features if saliency else None, perceptual(run)
+    for x0, x1 in coupled(run, codec, ema, pairs, near, step):
         x0, x1 = (x.to(run.device) for x in (x0, x1))
         z0 = x0 if isinstance(run.domain0, Noise) else encode(codec, x0, config.train_minibatch_size)
         z1 = encode(codec, x1, config.train_minibatch_size)
@@ -86,9 +82,31 @@ def train_velocity(run: Run, codec: Codec, saliency: SaliencyNet | None) -> None
             if best:
                 run.save_best("velocity", step, tensors, judgement)
             if due:
-                run.save("velocity", step, tensors, ckpt.optimizer_tensors(optimizer), run.best)
+                run.save("velocity", step, tensors, ckpt.optimizer_tensors(optimizer) | near, run.best)
         if run.stop.is_set() and step < config.steps:
             raise Interrupted
+
+
+def coupled(
+    run: Run, codec: Codec, ema: VelocityNet, pairs: Pair, near: ckpt.Tensors, step: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches x0, x1 of pictures from `step` on; now and then pairs are made anew, by the neighbours left in `near`."""
+    config, noise = run.config, isinstance(run.domain0, Noise)
+    mirror, why = ranks.once(lambda: mirrored(config, run.domain0, run.domain1))
+    if why:
+        run.report.note(why)
+    crop_scale = config.crop_scale if config.random_crop else 1.0
+    cutmix = (0.0 if noise else 0.5) if config.cutmix is None else config.cutmix
+    again = [] if noise else turns(config, *map(len, run.pictures))
+    while step < config.steps:
+        if step in again:
+            near |= ranks.once(lambda: re_paired(run, codec, ema))
+        if near:
+            pairs = structure_pairs(near[NEAR1].numpy(), near[NEAR0].numpy(), run.seed)
+        stop = min([turn for turn in again if turn > step], default=config.steps)
+        draws = run.domain0, run.domain1, pairs, config.train_batch_size, step, stop, run.seed, mirror
+        yield from batches(*draws, crop_scale=crop_scale, cutmix=cutmix)
+        step = stop
 
 
 def velocity_step(

@@ -1,0 +1,81 @@
+"""The coupling made anew: each picture with the real ones nearest to what the flow has learned to make of it.
+
+The first neighbours are found by an embedder that has to see through what sets the domains apart. What the flow makes
+of a picture is in the other domain's colours already, so its neighbours there can be found by them: correspondence and
+map improve each other by turns, as in iterated closest points (Besl & McKay 1992, section IV).
+"""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import checkpoint as ckpt
+from .codec import Codec, decode, encode
+from .config import RFPix2pixModel
+from .domains import WORKERS, Crop, Domain
+from .embedders import pixels
+from .neighbours import neighbours
+from .noise import Noise
+from .run import Run
+from .velocity_net import VelocityNet, integrate_net
+
+STEPS = 4
+"""Euler steps from a picture to what the flow makes of it."""
+MOST = 0.2
+"""Of the velocity calls of a training, counting a backward pass as two, that making pairs anew may take."""
+NEAR0, NEAR1 = "near.0", "near.1"
+"""Names, in the training state, of the neighbours of domain 1 in domain 0 [N1, K], and of domain 0 in domain 1."""
+
+
+def turns(config: RFPix2pixModel, n0: int, n1: int) -> list[int]:
+    """The steps before which pairs are made anew, evenly spread; fewer where that would take more than MOST."""
+    if config.pairs_by != "structure":
+        return []
+    affordable = int(MOST * 3 * config.train_images / (STEPS * (n0 + n1)))
+    count = min(config.re_pairings, affordable, config.steps - 1)
+    return [round((i + 1) * config.steps / (count + 1)) for i in range(count)]
+
+
+def re_paired(run: Run, codec: Codec, ema: VelocityNet) -> ckpt.Tensors:
+    """For each picture its `structure_candidates` nearest real ones to its translation, by their pixels."""
+    start, (domain0, domain1), k = time.monotonic(), run.pictures, run.config.structure_candidates
+    real0, made1 = _seen(run, codec, ema, domain0, 0.0, 1.0)
+    real1, made0 = _seen(run, codec, ema, domain1, 1.0, 0.0)
+    near1, near0 = neighbours(made1, real1, k, run.device)[0], neighbours(made0, real0, k, run.device)[0]
+    count, seconds = len(domain0) + len(domain1), time.monotonic() - start
+    run.report.note(f"re-pairing: {count:,} pictures translated and paired anew in {seconds:.0f} s")
+    return {NEAR0: torch.from_numpy(near0), NEAR1: torch.from_numpy(near1)}
+
+
+def _seen(run: Run, codec: Codec, ema: VelocityNet, domain: Domain, t0: float, t1: float) -> tuple[Tensor, Tensor]:
+    """All pictures of a domain, and what the flow makes of them, to the embedder `pixels`: float16 [N, 768] each."""
+    n, own, made = run.config.train_minibatch_size, [], []
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for first in range(0, len(domain), n):
+            numbers = range(first, min(first + n, len(domain)))
+            x = run.tensor(np.stack(list(pool.map(lambda i: domain.crop(i, Crop()), numbers))))
+            z = integrate_net(ema, encode(codec, x, n), STEPS, t0, t1)
+            own.append(pixels(x).half().cpu())
+            made.append(pixels(decode(codec, z, n).clamp(-1, 1)).half().cpu())
+    return torch.cat(own), torch.cat(made)
+
+
+def saved(run: Run) -> ckpt.Tensors:
+    """The neighbours beside the checkpoint that the run goes on from; none where there are none, or they do not fit."""
+    near = {name: run.resumed_state[name] for name in (NEAR0, NEAR1) if name in run.resumed_state}
+    if not near or isinstance(run.domain0, Noise):
+        return {}
+    n0, n1 = (len(domain) for domain in run.pictures)
+    for name, rows, others in ((NEAR0, n1, n0), (NEAR1, n0, n1)):
+        found = near.get(name)
+        if found is None or found.dim() != 2 or len(found) != rows or not found.numel() or found.is_floating_point():
+            break
+        if int(found.min()) < 0 or int(found.max()) >= others:
+            break
+    else:
+        return near
+    run.report.note("re-pairing: the neighbours beside the checkpoint are of other pictures; they are found anew")
+    return {}
