@@ -16,7 +16,7 @@ CELLS = 16
 """Side of their thumbnails."""
 SPLITS = 200
 """Random splits of all pictures in two that the domains are compared with."""
-LEAST_SHARE = 0.05
+LEAST_SHARE = 0.02
 """Of the difference between the mean pictures that a side must account for (figures in benchmarks/RESULTS.md)."""
 
 
