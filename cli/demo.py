@@ -11,7 +11,8 @@ from .export import require_export
 
 SHOWN = 12
 """Held-out scenes in the gallery."""
-CONFIG = "tiny"
+CONFIG, PAIRS = "tiny", "train_images=9600"
+"""The preset, and so few pairs that it takes minutes: the landscapes need no more."""
 
 
 def demo(
@@ -42,7 +43,7 @@ def demo(
         report.note(f"drawing the landscapes of both domains into {data}")
         with _timed(seconds, "draw"):
             write_demo_data(data, seed=seed)
-        config = load_config(CONFIG, overrides)
+        config = load_config(CONFIG, [PAIRS, *(overrides or [])])
         job = Job(config, (data / "train" / "day",), (data / "train" / "night",), run, seed)
         try:
             with _timed(seconds, "train"):
