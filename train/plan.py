@@ -16,6 +16,7 @@ from .net_config import ResNetSaliencyNet
 from .noise import Noise
 from .pairing import couple
 from .perceptual import build_perceptual
+from .re_pairing import turns
 from .run import Reporter, Run, open_run
 from .saliency import build_saliency_net, resnet_weights
 from .velocity_net import build_velocity_net
@@ -35,6 +36,8 @@ def plan(job: Job, report: Reporter) -> list[str]:
             coupling = f"optimal transport within each {config.train_batch_size} pairs"
         case "structure":
             coupling = f"{config.structure_candidates} nearest by {config.structure_embedder}"
+            if again := turns(config, *map(len, run.pictures)):
+                coupling += f", anew before step {', '.join(f'{step:,}' for step in again)}"
         case "paired":
             couple(run, 1)  # says what is wrong with the names
             coupling = "each with the one of its own name"

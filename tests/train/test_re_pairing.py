@@ -9,6 +9,7 @@ from rfp.train import re_pairing, velocity_phase
 from rfp.train.codec import Identity
 from rfp.train.config import RFPix2pixModel
 from rfp.train.coupling import structure_pairs
+from rfp.train.plan import plan
 from rfp.train.re_pairing import NEAR0, NEAR1, re_paired, saved, turns
 from rfp.train.run import Interrupted, open_run, train
 from test_resume import stop_at
@@ -108,7 +109,12 @@ def test_interrupted_before_at_and_after_a_turn_is_uninterrupted(work, often, st
     assert_same(work / "run", work / "whole")
 
 
-def test_the_best_checkpoint_and_the_state_hold_no_more_than_they_need(work, often):
+def test_the_plan_says_when(work, often):
+    assert "coupling  2 nearest by hog, anew before step 3, 6, 9" in plan(job(work, **OFTEN), Listener())
+    assert "coupling  2 nearest by hog" in plan(job(work, **OFTEN | {"re_pairings": 0}), Listener())
+
+
+def test_the_training_state_holds_the_neighbours_and_the_checkpoint_does_not(work, often):
     finish(job(work, **OFTEN))
     newest = ckpt.find(work / "run")
     assert {NEAR0, NEAR1} <= ckpt.load_state(newest).keys()
