@@ -10,13 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import checkpoint as ckpt
 from .codec import Codec, decode, encode
 from .config import RFPix2pixModel
 from .domains import WORKERS, Crop, Domain
-from .embedders import pixels
+from .embedders import hog, pixels
 from .neighbours import neighbours
 from .noise import Noise
 from .run import Run
@@ -40,7 +41,7 @@ def turns(config: RFPix2pixModel, n0: int, n1: int) -> list[int]:
 
 
 def re_paired(run: Run, codec: Codec, ema: VelocityNet) -> ckpt.Tensors:
-    """For each picture its `structure_candidates` nearest real ones to its translation, by their pixels."""
+    """For each picture its `structure_candidates` nearest real ones to its translation."""
     start, (domain0, domain1), k = time.monotonic(), run.pictures, run.config.structure_candidates
     real0, made1 = _seen(run, codec, ema, domain0, 0.0, 1.0)
     real1, made0 = _seen(run, codec, ema, domain1, 1.0, 0.0)
@@ -51,16 +52,24 @@ def re_paired(run: Run, codec: Codec, ema: VelocityNet) -> ckpt.Tensors:
 
 
 def _seen(run: Run, codec: Codec, ema: VelocityNet, domain: Domain, t0: float, t1: float) -> tuple[Tensor, Tensor]:
-    """All pictures of a domain, and what the flow makes of them, to the embedder `pixels`: float16 [N, 768] each."""
+    """All pictures of a domain, and what the flow makes of them, as vectors: float16 [N, 1280] each."""
     n, own, made = run.config.train_minibatch_size, [], []
     with ThreadPoolExecutor(WORKERS) as pool:
         for first in range(0, len(domain), n):
             numbers = range(first, min(first + n, len(domain)))
             x = run.tensor(np.stack(list(pool.map(lambda i: domain.crop(i, Crop()), numbers))))
             z = integrate_net(ema, encode(codec, x, n), STEPS, t0, t1)
-            own.append(pixels(x).half().cpu())
-            made.append(pixels(decode(codec, z, n).clamp(-1, 1)).half().cpu())
+            own.append(alike(x).half().cpu())
+            made.append(alike(decode(codec, z, n).clamp(-1, 1)).half().cpu())
     return torch.cat(own), torch.cat(made)
+
+
+def alike(x: Tensor) -> Tensor:
+    """Edges and pixels, by halves: pictures [B, 3, H, W] in [-1, 1] → unit vectors [B, 1280].
+
+    By pixels alone what is small, as a moon, is lost for good once the flow has lost it.
+    """
+    return F.normalize(torch.cat([hog(x)[:, :512], pixels(x)], dim=1))
 
 
 def saved(run: Run) -> ckpt.Tensors:
