@@ -78,13 +78,13 @@ def saved(run: Run) -> ckpt.Tensors:
     if not near or isinstance(run.domain0, Noise):
         return {}
     n0, n1 = (len(domain) for domain in run.pictures)
-    for name, rows, others in ((NEAR0, n1, n0), (NEAR1, n0, n1)):
-        found = near.get(name)
-        if found is None or found.dim() != 2 or len(found) != rows or not found.numel() or found.is_floating_point():
-            break
-        if int(found.min()) < 0 or int(found.max()) >= others:
-            break
-    else:
+    if len(near) == 2 and _fits(near[NEAR0], n1, n0) and _fits(near[NEAR1], n0, n1):
         return near
     run.report.note("re-pairing: the neighbours beside the checkpoint are of other pictures; they are found anew")
     return {}
+
+
+def _fits(near: Tensor, rows: int, others: int) -> bool:
+    """Whether these are indices [rows, K] of `others` pictures: a checkpoint may come from a stranger."""
+    whole = near.dim() == 2 and len(near) == rows and near.numel() > 0 and not near.is_floating_point()
+    return whole and int(near.min()) >= 0 and int(near.max()) < others
