@@ -228,6 +228,11 @@ def find(path: Path, best: bool = False) -> Path:
     return path
 
 
+def named(tensors: Tensors, prefix: str) -> Tensors:
+    """Those whose names begin with `prefix`."""
+    return {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
     """The moments of an optimiser as flat tensors; rates come from the config and the step."""
     state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]

@@ -95,6 +95,14 @@ class RFPix2pixModel(Strict):
     saliency_augmentations: list[Augmentation] = Field(
         ["color_jitter", "grayscale", "hflip", "random_erasing"], description="Drawn afresh for every picture."
     )
+    adversarial_weight: Weight = Field(
+        0.0,
+        description="Weight of a critic's verdict on what `num_inference_steps` Euler steps make of a picture, which "
+        "is then also held to the pair's other end; few such steps do. 0: no critic.",
+    )
+    adversarial_start: Fraction = Field(
+        0.4, description="Share of the training after which the critic joins: by then the flow makes something."
+    )
     coupling: Literal["random", "structure", "minibatch_ot", "paired"] | None = Field(
         None,
         description="Who is paired with whom. `random`; `structure`: each picture with similar ones of the other "
@@ -230,6 +238,17 @@ class RFPix2pixModel(Strict):
         if self.distill_steps and (self.pairs_by != "paired" or self.saliency_loss_weight):
             about = "distill_steps wants pairs, and no classifier: coupling paired and saliency_loss_weight 0"
             problems.append((("distill_steps", "coupling", "saliency_loss_weight"), about))
+        if self.distill_steps and self.adversarial_weight:
+            about = (
+                "distill_steps follows another flow, adversarial_weight real pictures: set one of the two to 0 or null"
+            )
+            problems.append((("distill_steps", "adversarial_weight"), about))
+        side = self.max_size // self.codec.factor
+        if self.adversarial_weight and (side % 2 or side < 8):
+            about = (
+                f"adversarial_weight: its critic wants an even side of 8 or more; max_size {self.max_size} gives {side}"
+            )
+            problems.append((("adversarial_weight", "max_size", "codec"), about))
         if self.distill_perceptual_weight and (self.distill_perceptual_weights is None or self.codec.latents):
             about = "distill_perceptual_weight needs distill_perceptual_weights: PATH, and codec Identity"
             problems.append((("distill_perceptual_weight", "distill_perceptual_weights", "codec"), about))
@@ -241,6 +260,11 @@ class RFPix2pixModel(Strict):
     def pairs_by(self) -> Literal["random", "structure", "minibatch_ot", "paired"]:
         """The coupling, with `null` resolved."""
         return self.coupling or ("random" if self.structure_pairing is False else "structure")
+
+    @property
+    def critic_from(self) -> int:
+        """The step from which the critic takes part: `steps` where there is none."""
+        return round(self.adversarial_start * self.steps) if self.adversarial_weight else self.steps
 
     @property
     def steps(self) -> int:

@@ -51,6 +51,11 @@ def noise_domain(config: RFPix2pixModel, seed: int) -> Noise:
         )
     if config.cutmix:
         problems.append(f"cutmix {config.cutmix:g}: whole pictures are to be made, not patchworks; set it to 0")
+    if config.adversarial_weight:
+        problems.append(
+            f"adversarial_weight {config.adversarial_weight:g}: it holds what is made to pairs too, and a "
+            "noise is no such end; set it to 0"
+        )
     if config.saliency_loss_weight:
         problems.append(
             f"saliency_loss_weight {config.saliency_loss_weight:g}: any few pixels tell noise from a picture, so a "

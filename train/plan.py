@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from .adversarial import Critic
 from .codec import VAE, codec_losses
 from .codec_config import VAEConfig
 from .config import RFPix2pixModel
@@ -84,6 +85,10 @@ def plan(job: Job, report: Reporter) -> list[str]:
         f"{config.steps:,} steps of {config.train_batch_size} pairs ({config.train_images:,} in all)",
         f"memory    about {memory(config) / 2**30:.1f} GiB on the {run.device} for phase 2",
     ]
+    if config.adversarial_weight:
+        lines.append(
+            f"critic    from step {config.critic_from:,}, on what {config.num_inference_steps} Euler steps make"
+        )
     if job.only:
         lines.append(f"only      the {job.only} phase")
     if run.resumed:
@@ -120,7 +125,11 @@ def memory(config: RFPix2pixModel) -> int:
     with FakeTensorMode():
         x = torch.empty(config.train_minibatch_size, *config.latent_shape)
         velocity = build_velocity_net(config)
-        total = 5 * 4 * parameters(velocity) + saved_bytes(velocity, lambda: velocity(x, torch.empty(len(x))))
+        total, calls = 5 * 4 * parameters(velocity), 1
+        if config.adversarial_weight:  # calls one after another, besides the one at t; two critics, one looked through
+            critic, calls = Critic(config.channels), 1 + config.num_inference_steps
+            total += 2 * 4 * 4 * parameters(critic) + 4 * saved_bytes(critic, lambda: critic(x))
+        total += calls * saved_bytes(velocity, lambda: velocity(x, torch.empty(len(x))))
         if config.saliency_loss_weight:  # forward mode keeps the primal and what the tangent's gradient needs
             saliency = build_saliency_net(config.saliency_net, config.codec.latents, load_weights=False).eval()
             total += 4 * parameters(saliency) + 2 * saved_bytes(saliency, lambda: saliency(x))

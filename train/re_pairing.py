@@ -24,7 +24,7 @@ from .run import Run
 from .velocity_net import VelocityNet, integrate_net
 
 STEPS = 4
-"""Euler steps from a picture to what the flow makes of it."""
+"""Euler steps from a picture to what the flow makes of it; once there is a critic, as many as it looks at."""
 MOST = 0.2
 """Of the velocity calls of a training, counting a backward pass as two, that making pairs anew may take."""
 NEAR0, NEAR1 = "near.0", "near.1"
@@ -35,30 +35,34 @@ def turns(config: RFPix2pixModel, n0: int, n1: int) -> list[int]:
     """The steps before which pairs are made anew, evenly spread; fewer where that would take more than MOST."""
     if config.pairs_by != "structure":
         return []
-    affordable = int(MOST * 3 * config.train_images / (STEPS * (n0 + n1)))
+    calls = max(STEPS, config.num_inference_steps) if config.adversarial_weight else STEPS
+    affordable = int(MOST * 3 * config.train_images / (calls * (n0 + n1)))
     count = min(config.re_pairings, affordable, config.steps - 1)
     return [round((i + 1) * config.steps / (count + 1)) for i in range(count)]
 
 
-def re_paired(run: Run, codec: Codec, ema: VelocityNet) -> ckpt.Tensors:
-    """For each picture its `structure_candidates` nearest real ones to its translation."""
+def re_paired(run: Run, codec: Codec, ema: VelocityNet, step: int) -> ckpt.Tensors:
+    """For each picture its `structure_candidates` nearest real ones to its translation before `step`."""
+    steps = run.config.num_inference_steps if step > run.config.critic_from else STEPS
     start, (domain0, domain1), k = time.monotonic(), run.pictures, run.config.structure_candidates
-    real0, made1 = _seen(run, codec, ema, domain0, 0.0, 1.0)
-    real1, made0 = _seen(run, codec, ema, domain1, 1.0, 0.0)
+    real0, made1 = _seen(run, codec, ema, domain0, steps)
+    real1, made0 = _seen(run, codec, ema, domain1, steps, 1.0, 0.0)
     near1, near0 = neighbours(made1, real1, k, run.device)[0], neighbours(made0, real0, k, run.device)[0]
     count, seconds = len(domain0) + len(domain1), time.monotonic() - start
     run.report.note(f"re-pairing: {count:,} pictures translated and paired anew in {seconds:.0f} s")
     return {NEAR0: torch.from_numpy(near0), NEAR1: torch.from_numpy(near1)}
 
 
-def _seen(run: Run, codec: Codec, ema: VelocityNet, domain: Domain, t0: float, t1: float) -> tuple[Tensor, Tensor]:
+def _seen(
+    run: Run, codec: Codec, ema: VelocityNet, domain: Domain, steps: int, t0: float = 0.0, t1: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """All pictures of a domain, and what the flow makes of them, as vectors: float16 [N, 1280] each."""
     n, own, made = run.config.train_minibatch_size, [], []
     with ThreadPoolExecutor(WORKERS) as pool:
         for first in range(0, len(domain), n):
             numbers = range(first, min(first + n, len(domain)))
             x = run.tensor(np.stack(list(pool.map(lambda i: domain.crop(i, Crop()), numbers))))
-            z = integrate_net(ema, encode(codec, x, n), STEPS, t0, t1)
+            z = integrate_net(ema, encode(codec, x, n), steps, t0, t1)
             own.append(alike(x).half().cpu())
             made.append(alike(decode(codec, z, n).clamp(-1, 1)).half().cpu())
     return torch.cat(own), torch.cat(made)

@@ -191,6 +191,7 @@ def successor(teacher: RFPix2pixModel, steps: int, distill: bool, images: int | 
         "cutmix": 0.0,
         "flow_loss_weight": 1.0,
         "saliency_loss_weight": 0.0,
+        "adversarial_weight": 0.0,
         "num_inference_steps": steps,
         "distill_steps": steps if distill else None,
         "train_images": images,

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from ..runtime.pixels import Uint8, to_uint8
 from ..runtime.sheet import sheet
 from . import checkpoint as ckpt
 from . import ranks
+from .adversarial import Critics
 from .codec import Codec, decode, encode
 from .codec_config import VAEConfig
 from .config import RFPix2pixModel
@@ -43,6 +45,9 @@ def train_velocity(run: Run, codec: Codec, saliency: SaliencyNet | None) -> None
     ema = copy.deepcopy(v).requires_grad_(False).eval()
     rate, decay = config.learning_rate, config.weight_decay
     optimizer = torch.optim.AdamW(v.parameters(), lr=rate, weight_decay=decay, fused=config.fused_adamw)
+    critics = None
+    if config.adversarial_weight:
+        critics = Critics(config.channels, config.num_inference_steps, run.seed).to(run.device, run.memory_format)
     step, near = 0, ckpt.Tensors()
     if part := run.parts.get("velocity"):
         for net in (v, ema):
@@ -51,8 +56,9 @@ def train_velocity(run: Run, codec: Codec, saliency: SaliencyNet | None) -> None
         ckpt.adopt(v, resumed.part("velocity_net" if run.resumed_state else "velocity_ema"))
         ckpt.adopt(ema, resumed.part("velocity_ema"))
         if run.resumed_state:
-            moments = {name: m for name, m in run.resumed_state.items() if name not in (NEAR0, NEAR1)}
-            ckpt.restore_optimizer(optimizer, moments)
+            ckpt.restore_optimizer(optimizer, ckpt.named(run.resumed_state, "optimizer."))
+            if critics:
+                critics.restore(run.resumed_state)
             step, near = resumed.step, saved(run)
     if step >= config.steps:
         run.report.note(f"already trained: step {step} of {config.steps}")
@@ -66,7 +72,8 @@ def train_velocity(run: Run, codec: Codec, saliency: SaliencyNet | None) -> None
         z1 = encode(codec, x1, config.train_minibatch_size)
         z0, z1 = self_paired(config, ema, z0, z1, step)
         ends = Ends(goes_forward(run, pairs, step), looks) if config.distill_steps else None
-        figures = velocity_step(run, v, h, optimizer, z0, z1, step, ends)
+        judged = critics if step >= config.critic_from else None
+        figures = velocity_step(run, v, h, optimizer, z0, z1, step, ends, judged)
         average(ema, v, config.ema_decay, step)
         step += 1
         judgement = judge(run, codec, ema, step)
@@ -82,7 +89,8 @@ def train_velocity(run: Run, codec: Codec, saliency: SaliencyNet | None) -> None
             if best:
                 run.save_best("velocity", step, tensors, judgement)
             if due:
-                run.save("velocity", step, tensors, ckpt.optimizer_tensors(optimizer) | near, run.best)
+                state = ckpt.optimizer_tensors(optimizer) | near | (critics.state() if critics else {})
+                run.save("velocity", step, tensors, state, run.best)
         if run.stop.is_set() and step < config.steps:
             raise Interrupted
 
@@ -100,7 +108,7 @@ def coupled(
     again = [] if noise else turns(config, *map(len, run.pictures))
     while step < config.steps:
         if step in again:
-            near |= ranks.once(lambda: re_paired(run, codec, ema))
+            near |= ranks.once(partial(re_paired, run, codec, ema, step))
         if near:
             pairs = structure_pairs(near[NEAR1].numpy(), near[NEAR0].numpy(), run.seed)
         stop = min([turn for turn in again if turn > step], default=config.steps)
@@ -118,10 +126,12 @@ def velocity_step(
     x1: Tensor,
     step: int,
     ends: Ends | None = None,
+    critics: Critics | None = None,
 ) -> dict[str, Tensor | float]:
     """One update of v on coupled x0, x1 [B, C, H, W], pictures or latents, this rank's share; returns what to log.
 
-    With `ends` v learns to reach the other end of each pair in the config's few steps; else the velocity between them.
+    With `ends` v learns to reach the other end of each pair in the config's few steps; else the velocity between them,
+    and with `critics` to make of each picture what they take for real.
     """
     config, size = run.config, run.config.train_batch_size
     x0, x1 = (x.to(run.device, memory_format=run.memory_format) for x in (x0, x1))
@@ -129,7 +139,7 @@ def velocity_step(
     n = config.train_minibatch_size
     scales = Scales(*(s * (len(x0) / size) for s in measure_scales(h, x0, x1, t, n)))
     ranks.add(scales)
-    total = torch.zeros(2, device=run.device)
+    total = torch.zeros(5, device=run.device)
     weights = (
         (1.0, config.distill_perceptual_weight) if ends else (config.flow_loss_weight, config.saliency_loss_weight)
     )
@@ -139,17 +149,26 @@ def velocity_step(
                 first, second = distill_losses(config, v, ends.part(i * n, len(a0)), a0, a1, scales)
             else:
                 first, second = losses(v, h, a0, a1, s, scales)
+            loss, terms = weights[0] * first + weights[1] * second, [first, second]
+            if critics:
+                distance, told, learning = critics.losses(v, a0, a1, step, scales)
+                loss = loss + distance + config.adversarial_weight * told + learning
+                terms += [distance, told, learning]
         share = len(a0) / size
-        ((weights[0] * first + weights[1] * second) * share).backward()
-        total += torch.stack([first, second]).detach() * share
+        (loss * share).backward()
+        total[: len(terms)] += torch.stack(terms).detach() * share
     ranks.add([p.grad for p in v.parameters() if p.grad is not None] + [total])
     norm = torch.nn.utils.clip_grad_norm_(v.parameters(), config.gradient_clip)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, step)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    if critics:
+        critics.update(learning_rate(config, step) / config.learning_rate)
     names = ("distance", "perceptual") if ends else ("flow", "saliency")
     figures = dict(zip(names, total if weights[1] else total[:1], strict=False))  # a term without weight says nothing
+    if critics:
+        figures |= dict(zip(("one_way", "told", "critic"), total[2:], strict=True))
     return figures | {"gradient": norm, "rate": learning_rate(config, step)}
 
 

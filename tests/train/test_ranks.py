@@ -15,7 +15,7 @@ from rfp.train import checkpoint as ckpt
 from rfp.train import ranks
 from rfp.train.run import Interrupted, train
 from trainings import TINY, Listener, draw_domains, final, finish, job
-from two_ranks import LATENT, UNEVEN, finish_batch_norm
+from two_ranks import CRITIC, LATENT, UNEVEN, finish_batch_norm
 
 
 def free_port() -> int:
@@ -82,7 +82,7 @@ def close(one, other, tolerance):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "changes"), [("even", {"train_batch_size": 6}), ("uneven", UNEVEN), ("latent", LATENT)]
+    ("name", "changes"), [("even", {"train_batch_size": 6}), ("uneven", UNEVEN), ("critic", CRITIC), ("latent", LATENT)]
 )
 def test_two_ranks_with_b_pairs_each_are_one_rank_with_2b(work, two, name, changes):
     """All of it: every phase's weights, averages, moments, losses and gradient norms; shares of 3 + 3 and of 2 + 3."""

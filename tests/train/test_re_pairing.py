@@ -64,12 +64,12 @@ def test_a_flow_that_is_right_finds_the_true_partner(tmp_path, monkeypatch):
         return -x
 
     monkeypatch.setattr(re_pairing, "integrate_net", negative)
-    near = re_paired(run, Identity(), None)
+    near = re_paired(run, Identity(), None, 0)
     assert near[NEAR1].shape == near[NEAR0].shape == (12, 2)
     assert near[NEAR1][:, 0].tolist() == order.tolist() and near[NEAR0][order, 0].tolist() == list(range(12))
     assert set(ways) == {(0.0, 1.0), (1.0, 0.0)}
     monkeypatch.setattr(re_pairing, "integrate_net", lambda v, x, *rest: x)
-    near = re_paired(run, Identity(), None)
+    near = re_paired(run, Identity(), None, 0)
     assert not (near[NEAR1][:, 0].numpy() == order).any()
 
 
@@ -86,7 +86,7 @@ def test_each_turn_changes_the_pairs_from_its_step_on(work, often, monkeypatch):
         x = torch.zeros(5, 3, 16, 16)
         yield from ((x, x + 1) for _ in range(step, stop))
 
-    def anew(run, codec, ema):
+    def anew(run, codec, ema, step):
         n = len(made)
         made.append({NEAR1: torch.full((7, 2), n), NEAR0: torch.full((9, 2), n)})
         return made[-1]

@@ -17,6 +17,7 @@ from torch import nn
 from trainings import VAE_TINY, Listener, finish, job
 
 UNEVEN = {"train_batch_size": 5, "structure_pairing": True, "self_pairing": 0.6}
+CRITIC = {"train_batch_size": 5, "saliency_loss_weight": 0, "adversarial_weight": 0.5, "adversarial_start": 0.2}
 LATENT = {"train_batch_size": 6, "codec": VAE_TINY | {"augmentations": ["color_jitter", "hflip"]}}
 BATCH_NORM = {
     "saliency_max_steps": 2,
@@ -51,6 +52,7 @@ def main(work: Path) -> dict[str, object]:
     listener = finish(job(work, "even", train_batch_size=6))
     seen["reported"] = len(listener.steps) + len(listener.notes)
     finish(job(work, "uneven", **UNEVEN))
+    finish(job(work, "critic", **CRITIC))
     finish(job(work, "latent", **LATENT))
     finish_batch_norm(work)
 

@@ -1,0 +1,166 @@
+"""The critic: its losses by their definitions, its part in training, and that nothing of it is lost."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from rfp.runtime.errors import CheckpointError, ConfigError
+from rfp.train import adversarial, re_pairing
+from rfp.train import checkpoint as ckpt
+from rfp.train.adversarial import Critic, Critics, critic_loss, more_real
+from rfp.train.loss import Scales
+from rfp.train.noise import noise_domain
+from rfp.train.plan import memory, plan
+from rfp.train.run import Interrupted, train
+from test_resume import stop_at
+from torch import nn
+from trainings import Listener, assert_same, draw_domains, final, finish, job, tiny
+
+WITH = {"adversarial_weight": 0.5, "adversarial_start": 0.25, "saliency_loss_weight": 0, "train_images": 60}
+"""12 steps, the critic from step 3 on."""
+
+
+@pytest.fixture(autouse=True)
+def narrow(monkeypatch):
+    monkeypatch.setattr(adversarial, "WIDTH", 8)
+
+
+@pytest.fixture
+def work(tmp_path):
+    draw_domains(tmp_path)
+    return tmp_path
+
+
+ONE = Scales(torch.ones(()), torch.ones(()))
+
+
+class Linear(nn.Module):
+    """A critic whose gradient is known: ⟨w, x⟩, the same at every scale."""
+
+    def __init__(self, w):
+        super().__init__()
+        self.w = nn.Parameter(w)
+
+    def forward(self, x):
+        return [(x * self.w).sum(dim=(1, 2, 3))[:, None]] * 3
+
+
+def test_critic_loss_matches_its_equations():
+    """‖∇‖² of three equal scales is 9‖w‖² at every picture, real or made."""
+    w, made, real = torch.randn(3, 8, 8), torch.randn(4, 3, 8, 8), torch.randn(4, 3, 8, 8)
+    critic = Linear(w)
+    margin = (made - real).flatten(1) @ w.flatten()
+    expected = F.softplus(margin).sum()
+    assert torch.allclose(critic_loss(critic, made, real, 0.0), expected)
+    assert torch.allclose(critic_loss(critic, made, real, 0.6), expected + 0.3 * 2 * 4 * 9 * w.square().sum())
+
+
+def test_alike_is_log_2_and_a_clear_margin_nothing():
+    a = [torch.zeros(5, n) for n in (16, 4, 1)]
+    assert more_real(a, a).item() == pytest.approx(5 * 0.6931472)
+    assert more_real([x + 50 for x in a], a).item() < 1e-6
+
+
+@pytest.mark.parametrize("size", [(8, 8), (16, 24), (30, 34)])
+def test_a_critic_takes_any_even_size(size):
+    found = Critic(4)(torch.zeros(2, 4, *size))
+    assert [len(x) for x in found] == [2, 2, 2] and found[2].shape == (2, 1)
+
+
+def test_v_is_pushed_towards_real_and_the_critic_is_not_pushed_by_v():
+    """v's share of the loss leaves no gradient in the critic, and the critic's none in v."""
+    critics = Critics(3, 2, seed=0)
+    shift = torch.zeros(1, requires_grad=True)
+    x0, x1 = torch.full((4, 3, 16, 16), -0.5), torch.full((4, 3, 16, 16), 0.5)
+    scales = Scales(torch.tensor(768.0), torch.ones(()))
+    distance, told, learning = critics.losses(lambda x, t: shift.expand_as(x), x0, x1, 0, scales)
+    assert distance.item() == pytest.approx(1.0)  # of the way, none is done
+    assert torch.autograd.grad(distance, shift, retain_graph=True)[0] < 0
+    assert torch.autograd.grad(told, list(critics.nets.parameters()), allow_unused=True, retain_graph=True) == (
+        (None,) * len(list(critics.nets.parameters()))
+    )
+    assert torch.autograd.grad(learning, shift, allow_unused=True, retain_graph=True) == (None,)
+    learning.backward()
+    seen = [any(p.grad is not None for p in net.parameters()) for net in critics.nets]
+    assert seen == [False, True]  # on the way there, domain 1's
+
+
+def test_every_fourth_step_looks_at_the_way_back():
+    critics = Critics(3, 2, seed=0)
+    times = []
+
+    def v(x, t):
+        times.append(t.item())
+        return torch.zeros_like(x, requires_grad=True)
+
+    x = torch.zeros(2, 3, 16, 16)
+    for step in range(8):
+        critics.losses(v, x, x + 1, step, ONE)
+    assert times[::2] == [0, 0, 0, 1, 0, 0, 0, 1]
+
+
+def test_a_critic_learns_to_tell_and_then_nothing_is_told():
+    """Bright against dark: told apart at once; what looks like the real ones is not."""
+    critics = Critics(3, 2, seed=0)
+    rng = torch.Generator().manual_seed(0)
+    for step in range(0, 120, 4):
+        x0, x1 = (torch.randn(8, 3, 16, 16, generator=rng) * 0.1 + level for level in (-0.5, 0.5))
+        critics.losses(lambda x, t: x * 0, x0, x1, step, ONE)[2].backward()
+        critics.update(1.0)
+    assert critics.losses(lambda x, t: x * 0, x0, x1, 0, ONE)[1] > 2
+    assert critics.losses(lambda x, t: x * 0 + 1.0, x0, x1, 0, ONE)[1] < 1.2
+
+
+def test_the_critic_joins_at_its_start_and_its_figures_are_logged(work):
+    finish(job(work, **WITH))
+    metrics = [m for m in final(work / "run")[2] if m["phase"] == "velocity"]
+    assert [("critic" in m) for m in metrics] == [False] * 3 + [True] * 9
+    assert all(m["told"] > 0 and m["one_way"] > 0 for m in metrics[3:])
+
+
+@pytest.mark.parametrize("step", [2, 7])
+def test_interrupted_and_resumed_is_uninterrupted(work, monkeypatch, step):
+    monkeypatch.setattr(re_pairing, "MOST", 100.0)
+    changes = WITH | {"structure_pairing": True, "structure_candidates": 2, "re_pairings": 2}
+    finish(job(work, "whole", **changes))
+    with pytest.raises(Interrupted):
+        train(job(work, "run", **changes), stop_at(("velocity", step)))
+    finish(job(work, "run", **changes))
+    assert_same(work / "run", work / "whole")
+
+
+def test_the_checkpoint_to_give_away_holds_no_critic(work):
+    finish(job(work, **WITH))
+    newest = ckpt.find(work / "run")
+    assert not ckpt.named(ckpt.load(newest).tensors, "critic") and ckpt.named(ckpt.load_state(newest), "critic.")
+
+
+@pytest.mark.parametrize("name", ["critic.0.whole_out.0.weight", "critic.nothing", "critic_optimizer.0.exp_avg"])
+def test_a_critic_of_another_shape_is_refused(name):
+    critics = Critics(3, 1, seed=0)
+    critics.losses(lambda x, t: x * 0, torch.zeros(1, 3, 8, 8), torch.ones(1, 3, 8, 8), 0, ONE)[2].backward()
+    critics.update(1.0)
+    critics.restore(critics.state())
+    with pytest.raises(CheckpointError):
+        critics.restore(critics.state() | {name: torch.zeros(7)})
+
+
+def test_the_plan_says_so_and_counts_its_memory(work):
+    assert "critic    from step 3, on what 2 Euler steps make" in plan(job(work, **WITH), Listener())
+    assert memory(tiny(**WITH)) > 2 * memory(tiny(**WITH | {"adversarial_weight": 0}))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"distill_steps": 1, "coupling": "paired"}, "set one of the two"),
+        ({"max_size": 4, "velocity_net": {"type": "UNet", "ch_mult": [1]}}, "even side of 8 or more"),
+    ],
+)
+def test_what_does_not_go_together_is_said(change, said):
+    with pytest.raises(ConfigError, match=said):
+        tiny(**WITH | {"structure_pairing": False} | change)
+
+
+def test_noise_has_no_other_end():
+    with pytest.raises(ConfigError, match="adversarial_weight 0"):
+        noise_domain(tiny(**WITH), 0)
