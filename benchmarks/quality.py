@@ -26,6 +26,7 @@ from PIL import Image
 from rfp.runtime.euler import integrate
 from rfp.runtime.metrics import psnr, ssim, texture_energy
 from rfp.runtime.pixels import Uint8, to_float, to_uint8
+from rfp.train.adversarial import Critics
 from rfp.train.coupling import Pair, random_pairs, shuffled, structure_pairs
 from rfp.train.domains import Crop, Domain, open_domain, part
 from rfp.train.embedders import foreground, grid, hog, pixels, thumbnail
@@ -106,6 +107,11 @@ class Idea:
     """Share of pairs whose colour channels are exchanged, in x0 and x1 alike."""
     noise: float = 0.0
     """Deviation of noise on x0, in training and translating."""
+    scales: tuple[int, ...] = (32,)
+    """Sides of the squares of noise, enlarged to the picture's, that are added up to it."""
+    adversarial: float = 0.0
+    """Weight of a critic on what `calls` Euler steps make, from `start` on."""
+    calls: int = 1
 
 
 class Gained(UNet):
@@ -197,6 +203,14 @@ def through(v: UNet, x: Tensor, steps: int, t0: float = 0.0, t1: float = 1.0) ->
     return torch.cat(parts)
 
 
+def noise_like(idea: Idea, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    total = torch.zeros_like(x)
+    for n in idea.scales if idea.noise else ():
+        z = torch.randn(len(x), x.shape[1], n, n, generator=generator)
+        total += z if n == x.shape[-1] else F.interpolate(z, size=x.shape[2:], mode="bicubic")
+    return idea.noise * total / len(idea.scales) ** 0.5
+
+
 def draw_times(idea: Idea) -> Tensor:
     t = torch.rand(idea.batch)
     if idea.times == "logit-normal":
@@ -233,7 +247,7 @@ def train(idea: Idea, net: nn.Sequential, d0: Domain, d1: Domain) -> UNet:
     v = (Gained if idea.gain else UNet)(config, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     ema = copy.deepcopy(v).requires_grad_(False).eval()
     optimizer = torch.optim.AdamW(v.parameters(), lr=idea.rate, weight_decay=idea.decay, fused=True)
-    steps = idea.pairs // idea.batch
+    steps, critics = idea.pairs // idea.batch, Critics(3, idea.calls, idea.seed)
     for step in range(steps):
         numbers = range(step * idea.batch, (step + 1) * idea.batch)
         crops = [cropped(idea, np.random.default_rng([idea.seed, 3, k])) for k in numbers]
@@ -258,7 +272,7 @@ def train(idea: Idea, net: nn.Sequential, d0: Domain, d1: Domain) -> UNet:
             near1 = neighbours(to1, again(every[1]), idea.candidates)[0]
             near0 = neighbours(to0, again(every[0]), idea.candidates)[0]
             pair = structure_pairs(near1, near0, idea.seed)
-        x0 = x0 + idea.noise * torch.randn_like(x0)
+        x0 = x0 + noise_like(idea, x0)
         x0, x1 = (x.contiguous(memory_format=torch.channels_last) for x in (x0, x1))
         t = draw_times(idea)
         scales = measure_scales(h, x0, x1, t, idea.batch)
@@ -270,13 +284,19 @@ def train(idea: Idea, net: nn.Sequential, d0: Domain, d1: Domain) -> UNet:
         else:
             flow, saliency = losses(v, h, x0, x1, t, scales)
             loss = idea.flow * flow + idea.saliency * saliency
+        judged = idea.adversarial and step >= idea.start * steps
+        if judged:
+            distance, told, learning = critics.losses(v, x0, x1, step, scales)
+            loss = loss + distance + idea.adversarial * told + learning
+        fall = 0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * step / steps))
         for group in optimizer.param_groups:
-            fall = 0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * step / steps))
             group["lr"] = idea.rate * min(1, (step + 1) * idea.batch / 320) * fall
         loss.backward()
         torch.nn.utils.clip_grad_norm_(v.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        if judged:
+            critics.update(fall)
         decay = min(idea.ema, (1 + step) / (10 + step))
         with torch.no_grad():
             torch._foreach_lerp_(list(ema.parameters()), list(v.parameters()), 1 - decay)
@@ -394,7 +414,7 @@ def run(task: Task, name: str, idea: Idea, net: nn.Sequential, out: Path) -> dic
     line["cpu seconds"] = round(time.process_time() - start)
     inputs, truth = task.test
     x = torch.from_numpy(to_float(inputs))
-    x = x + idea.noise * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    x = x + noise_like(idea, x, torch.Generator().manual_seed(0))
     for steps in (1, 4, 12):
         ours = to_uint8(through(v, x, steps).numpy())
         line[f"{steps} steps"] = task.figures(net, ours)
