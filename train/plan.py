@@ -87,7 +87,7 @@ def plan(job: Job, report: Reporter) -> list[str]:
     ]
     if config.adversarial_weight:
         lines.append(
-            f"critic    from step {config.critic_from:,}, on what {config.num_inference_steps} Euler steps make"
+            f"critic    from step {config.critic_from:,}; Euler steps it looks at: {config.num_inference_steps}"
         )
     if job.only:
         lines.append(f"only      the {job.only} phase")

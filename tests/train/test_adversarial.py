@@ -145,7 +145,7 @@ def test_a_critic_of_another_shape_is_refused(name):
 
 
 def test_the_plan_says_so_and_counts_its_memory(work):
-    assert "critic    from step 3, on what 2 Euler steps make" in plan(job(work, **WITH), Listener())
+    assert "critic    from step 3; Euler steps it looks at: 2" in plan(job(work, **WITH), Listener())
     assert memory(tiny(**WITH)) > 2 * memory(tiny(**WITH | {"adversarial_weight": 0}))
 
 
