@@ -56,7 +56,8 @@ def train_velocity(run: Run, codec: Codec, saliency: SaliencyNet | None) -> None
         ckpt.adopt(v, resumed.part("velocity_net" if run.resumed_state else "velocity_ema"))
         ckpt.adopt(ema, resumed.part("velocity_ema"))
         if run.resumed_state:
-            ckpt.restore_optimizer(optimizer, ckpt.named(run.resumed_state, "optimizer."))
+            others = {NEAR0, NEAR1, *ckpt.named(run.resumed_state, "critic")}
+            ckpt.restore_optimizer(optimizer, {k: m for k, m in run.resumed_state.items() if k not in others})
             if critics:
                 critics.restore(run.resumed_state)
             step, near = resumed.step, saved(run)
