@@ -6,13 +6,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..runtime.euler import integrate
 from . import ranks
 from .config import RFPix2pixModel
 from .coupling import Pair
 from .loss import Scales
 from .perceptual import Perceptual, load_perceptual
 from .run import Run
+from .velocity_net import follow
 
 BACK = "-back"
 """Ends the name of a pair whose x0 the flow made out of a picture of domain 1, in place of the other way round."""
@@ -65,7 +65,7 @@ def distill_losses(
         if not way.any():
             continue
         mine = way.to(x0.device)
-        got = integrate(lambda x, t: v(x, torch.full((1,), t, device=x.device)), start[mine], steps, *times)
+        got = follow(v, start[mine], steps, *times)
         error = (got - end[mine]).float().flatten(1).square().sum(dim=1)
         if config.distill_loss == "huber":
             c = HUBER * x0[0].numel() ** 0.5

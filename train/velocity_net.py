@@ -1,5 +1,7 @@
 """The velocity nets: one built from its config, any of them called as v(x_t, t)."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -22,7 +24,10 @@ def build_velocity_net(config: RFPix2pixModel) -> VelocityNet:
             return DiT(net, config.channels)
 
 
-@torch.no_grad()
-def integrate_net(v: VelocityNet, x: Tensor, steps: int, t0: float = 0.0, t1: float = 1.0) -> Tensor:
-    """Integrate the velocity net over x [B, C, H, W], pictures or latents, on the net's device."""
+def follow(v: Callable[[Tensor, Tensor], Tensor], x: Tensor, steps: int, t0: float = 0.0, t1: float = 1.0) -> Tensor:
+    """Where `steps` Euler steps of the net take x [B, C, H, W], pictures or latents; the gradient goes through all."""
     return integrate(lambda x, t: v(x, torch.full((1,), t, device=x.device)), x, steps, t0, t1)
+
+
+integrate_net = torch.no_grad()(follow)
+"""The same without a gradient."""
