@@ -26,7 +26,7 @@ from PIL import Image
 from rfp.runtime.euler import integrate
 from rfp.runtime.metrics import psnr, ssim, texture_energy
 from rfp.runtime.pixels import Uint8, to_float, to_uint8
-from rfp.train.adversarial import Critics
+from rfp.train.adversarial import BETAS, Critics
 from rfp.train.coupling import Pair, random_pairs, shuffled, structure_pairs
 from rfp.train.domains import Crop, Domain, open_domain, part
 from rfp.train.embedders import foreground, grid, hog, pixels, thumbnail
@@ -110,8 +110,10 @@ class Idea:
     scales: tuple[int, ...] = (32,)
     """Sides of the squares of noise, enlarged to the picture's, that are added up to it."""
     adversarial: float = 0.0
-    """Weight of a critic on what `calls` Euler steps make, from `start` on."""
+    """Weight of a critic on what `calls` Euler steps make; from `start` on it and the pairs' other ends alone teach."""
     calls: int = 1
+    second: float = 3e-4
+    """Rate of that part."""
 
 
 class Gained(UNet):
@@ -248,6 +250,7 @@ def train(idea: Idea, net: nn.Sequential, d0: Domain, d1: Domain) -> UNet:
     ema = copy.deepcopy(v).requires_grad_(False).eval()
     optimizer = torch.optim.AdamW(v.parameters(), lr=idea.rate, weight_decay=idea.decay, fused=True)
     steps, critics = idea.pairs // idea.batch, Critics(3, idea.calls, idea.seed)
+    critic_from = int(idea.start * steps) if idea.adversarial else steps
     for step in range(steps):
         numbers = range(step * idea.batch, (step + 1) * idea.batch)
         crops = [cropped(idea, np.random.default_rng([idea.seed, 3, k])) for k in numbers]
@@ -284,19 +287,20 @@ def train(idea: Idea, net: nn.Sequential, d0: Domain, d1: Domain) -> UNet:
         else:
             flow, saliency = losses(v, h, x0, x1, t, scales)
             loss = idea.flow * flow + idea.saliency * saliency
-        judged = idea.adversarial and step >= idea.start * steps
-        if judged:
+        rate, first, last, betas = idea.rate, 0, critic_from, (0.9, 0.999)
+        if step >= critic_from:
             distance, told, learning = critics.losses(v, x0, x1, step, scales)
-            loss = loss + distance + idea.adversarial * told + learning
-        fall = 0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * step / steps))
+            loss = distance + idea.adversarial * told + learning
+            rate, first, last, betas = idea.second, critic_from, steps, BETAS
+        rate *= 0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * (step - first) / (last - first)))
         for group in optimizer.param_groups:
-            group["lr"] = idea.rate * min(1, (step + 1) * idea.batch / 320) * fall
+            group["lr"], group["betas"] = rate * min(1, (step + 1) * idea.batch / 320), betas
         loss.backward()
         torch.nn.utils.clip_grad_norm_(v.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        if judged:
-            critics.update(fall)
+        if step >= critic_from:
+            critics.update(rate)
         decay = min(idea.ema, (1 + step) / (10 + step))
         with torch.no_grad():
             torch._foreach_lerp_(list(ema.parameters()), list(v.parameters()), 1 - decay)

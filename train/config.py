@@ -97,11 +97,13 @@ class RFPix2pixModel(Strict):
     )
     adversarial_weight: Weight = Field(
         0.0,
-        description="Weight of a critic's verdict on what `num_inference_steps` Euler steps make of a picture, which "
-        "is then also held to the pair's other end; few such steps do. 0: no critic.",
+        description="Weight of a critic's verdict on what `num_inference_steps` Euler steps make of a picture: the "
+        "last part of a training learns from that, and from the distance to the pair's other end, alone. Take 1 or 2 "
+        "such steps. 0: no critic.",
     )
-    adversarial_start: Fraction = Field(
-        0.4, description="Share of the training after which the critic joins: by then the flow makes something."
+    adversarial_start: Fraction = Field(0.5, description="Share of the training that comes before the critic.")
+    adversarial_learning_rate: Annotated[float, Field(gt=0)] = Field(
+        3e-4, description="Of the velocity net and the critic in that part; it falls as `learning_rate` does before."
     )
     coupling: Literal["random", "structure", "minibatch_ot", "paired"] | None = Field(
         None,
@@ -244,10 +246,8 @@ class RFPix2pixModel(Strict):
             )
             problems.append((("distill_steps", "adversarial_weight"), about))
         side = self.max_size // self.codec.factor
-        if self.adversarial_weight and (side % 2 or side < 8):
-            about = (
-                f"adversarial_weight: its critic wants an even side of 8 or more; max_size {self.max_size} gives {side}"
-            )
+        if self.adversarial_weight and side < 8:
+            about = f"adversarial_weight: its critic wants a side of 8 or more; max_size {self.max_size} gives {side}"
             problems.append((("adversarial_weight", "max_size", "codec"), about))
         if self.distill_perceptual_weight and (self.distill_perceptual_weights is None or self.codec.latents):
             about = "distill_perceptual_weight needs distill_perceptual_weights: PATH, and codec Identity"
@@ -263,7 +263,7 @@ class RFPix2pixModel(Strict):
 
     @property
     def critic_from(self) -> int:
-        """The step from which the critic takes part: `steps` where there is none."""
+        """The step from which v learns by the critic: `steps` where there is none."""
         return round(self.adversarial_start * self.steps) if self.adversarial_weight else self.steps
 
     @property

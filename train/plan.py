@@ -126,8 +126,8 @@ def memory(config: RFPix2pixModel) -> int:
         x = torch.empty(config.train_minibatch_size, *config.latent_shape)
         velocity = build_velocity_net(config)
         total, calls = 5 * 4 * parameters(velocity), 1
-        if config.adversarial_weight:  # calls one after another, besides the one at t; two critics, one looked through
-            critic, calls = Critic(config.channels), 1 + config.num_inference_steps
+        if config.adversarial_weight:  # calls one after another; two critics, one looked through
+            critic, calls = Critic(config.channels), config.num_inference_steps
             total += 2 * 4 * 4 * parameters(critic) + 4 * saved_bytes(critic, lambda: critic(x))
         total += calls * saved_bytes(velocity, lambda: velocity(x, torch.empty(len(x))))
         if config.saliency_loss_weight:  # forward mode keeps the primal and what the tangent's gradient needs

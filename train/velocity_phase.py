@@ -13,7 +13,7 @@ from ..runtime.pixels import Uint8, to_uint8
 from ..runtime.sheet import sheet
 from . import checkpoint as ckpt
 from . import ranks
-from .adversarial import Critics
+from .adversarial import BETAS, Critics
 from .codec import Codec, decode, encode
 from .codec_config import VAEConfig
 from .config import RFPix2pixModel
@@ -71,9 +71,10 @@ def train_velocity(run: Run, codec: Codec, saliency: SaliencyNet | None) -> None
         x0, x1 = (x.to(run.device) for x in (x0, x1))
         z0 = x0 if isinstance(run.domain0, Noise) else encode(codec, x0, config.train_minibatch_size)
         z1 = encode(codec, x1, config.train_minibatch_size)
-        z0, z1 = self_paired(config, ema, z0, z1, step)
-        ends = Ends(goes_forward(run, pairs, step), looks) if config.distill_steps else None
         judged = critics if step >= config.critic_from else None
+        if not judged:  # what the net makes is nothing that a critic could learn from
+            z0, z1 = self_paired(config, ema, z0, z1, step)
+        ends = Ends(goes_forward(run, pairs, step), looks) if config.distill_steps else None
         figures = velocity_step(run, v, h, optimizer, z0, z1, step, ends, judged)
         average(ema, v, config.ema_decay, step)
         step += 1
@@ -131,46 +132,48 @@ def velocity_step(
 ) -> dict[str, Tensor | float]:
     """One update of v on coupled x0, x1 [B, C, H, W], pictures or latents, this rank's share; returns what to log.
 
-    With `ends` v learns to reach the other end of each pair in the config's few steps; else the velocity between them,
-    and with `critics` to make of each picture what they take for real.
+    With `ends` v learns to reach the other end of each pair in the config's few steps; with `critics` to make of each
+    picture, in as few, what they take for real; else the velocity between them.
     """
     config, size = run.config, run.config.train_batch_size
     x0, x1 = (x.to(run.device, memory_format=run.memory_format) for x in (x0, x1))
     t = sample_t(config, size, run.rng("velocity", step))[ranks.share(size)].to(run.device)
     n = config.train_minibatch_size
+    h = None if critics else h
     scales = Scales(*(s * (len(x0) / size) for s in measure_scales(h, x0, x1, t, n)))
     ranks.add(scales)
-    total = torch.zeros(5, device=run.device)
-    weights = (
-        (1.0, config.distill_perceptual_weight) if ends else (config.flow_loss_weight, config.saliency_loss_weight)
-    )
+    names: tuple[str, ...] = ("flow", "saliency")
+    weights: tuple[float, ...] = (config.flow_loss_weight, config.saliency_loss_weight)
+    if ends:
+        names, weights = ("distance", "perceptual"), (1.0, config.distill_perceptual_weight)
+    if critics:
+        names, weights = ("distance", "told", "critic"), (1.0, config.adversarial_weight, 1.0)
+    total = torch.zeros(len(names), device=run.device)
     for i, (a0, a1, s) in enumerate(zip(x0.split(n), x1.split(n), t.split(n), strict=True)):
         with torch.autocast(run.device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
-            if ends:
-                first, second = distill_losses(config, v, ends.part(i * n, len(a0)), a0, a1, scales)
-            else:
-                first, second = losses(v, h, a0, a1, s, scales)
-            loss, terms = weights[0] * first + weights[1] * second, [first, second]
+            terms: tuple[Tensor, ...]
             if critics:
-                distance, told, learning = critics.losses(v, a0, a1, step, scales)
-                loss = loss + distance + config.adversarial_weight * told + learning
-                terms += [distance, told, learning]
+                terms = critics.losses(v, a0, a1, step, scales)
+            elif ends:
+                terms = distill_losses(config, v, ends.part(i * n, len(a0)), a0, a1, scales)
+            else:
+                terms = losses(v, h, a0, a1, s, scales)
+            loss = torch.stack([w * term for w, term in zip(weights, terms, strict=True)]).sum()
         share = len(a0) / size
         (loss * share).backward()
-        total[: len(terms)] += torch.stack(terms).detach() * share
+        total += torch.stack(terms).detach() * share
     ranks.add([p.grad for p in v.parameters() if p.grad is not None] + [total])
-    norm = torch.nn.utils.clip_grad_norm_(v.parameters(), config.gradient_clip)
+    norm, rate = torch.nn.utils.clip_grad_norm_(v.parameters(), config.gradient_clip), learning_rate(config, step)
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(config, step)
+        group["lr"] = rate
+        if critics:
+            group["betas"] = BETAS
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     if critics:
-        critics.update(learning_rate(config, step) / config.learning_rate)
-    names = ("distance", "perceptual") if ends else ("flow", "saliency")
+        critics.update(rate)
     figures = dict(zip(names, total if weights[1] else total[:1], strict=False))  # a term without weight says nothing
-    if critics:
-        figures |= dict(zip(("one_way", "told", "critic"), total[2:], strict=True))
-    return figures | {"gradient": norm, "rate": learning_rate(config, step)}
+    return figures | {"gradient": norm, "rate": rate}
 
 
 def sample_t(config: RFPix2pixModel, n: int, rng: torch.Generator) -> Tensor:
@@ -183,13 +186,21 @@ def sample_t(config: RFPix2pixModel, n: int, rng: torch.Generator) -> Tensor:
 
 
 def learning_rate(config: RFPix2pixModel | VAEConfig, step: int) -> float:
-    """The rate of one step: a linear rise over `warmup_images`, then constant or a half cosine down to 1 %."""
+    """The rate of one step: a linear rise over `warmup_images`, then constant or a half cosine down to 1 %.
+
+    Where a critic takes over, the flow's rate has fallen by then, and its own falls from there to the end.
+    """
+    rate, first, last = config.learning_rate, 0, config.steps
+    if isinstance(config, RFPix2pixModel) and step >= config.critic_from:
+        rate, first = config.adversarial_learning_rate, config.critic_from
+    elif isinstance(config, RFPix2pixModel):
+        last = config.critic_from
     seen = (step + 1) * config.train_batch_size
     rise = min(1.0, seen / config.warmup_images) if config.warmup_images else 1.0
     if config.learning_rate_schedule == "constant":
-        return config.learning_rate * rise
-    fall = 0.5 * (1 + math.cos(math.pi * step / config.steps))
-    return config.learning_rate * rise * (0.01 + 0.99 * fall)
+        return rate * rise
+    fall = 0.5 * (1 + math.cos(math.pi * (step - first) / (last - first)))
+    return rate * rise * (0.01 + 0.99 * fall)
 
 
 @torch.no_grad()

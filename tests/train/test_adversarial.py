@@ -4,13 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from rfp.runtime.errors import CheckpointError, ConfigError
-from rfp.train import adversarial, re_pairing
+from rfp.train import adversarial, re_pairing, self_pairing, velocity_phase
 from rfp.train import checkpoint as ckpt
 from rfp.train.adversarial import Critic, Critics, critic_loss, more_real
 from rfp.train.loss import Scales
 from rfp.train.noise import noise_domain
 from rfp.train.plan import memory, plan
 from rfp.train.run import Interrupted, train
+from rfp.train.velocity_phase import learning_rate
 from test_resume import stop_at
 from torch import nn
 from trainings import Listener, assert_same, draw_domains, final, finish, job, tiny
@@ -34,7 +35,7 @@ ONE = Scales(torch.ones(()), torch.ones(()))
 
 
 class Linear(nn.Module):
-    """A critic whose gradient is known: ⟨w, x⟩, the same at every scale."""
+    """A critic whose gradient is known: ⟨w, x⟩, the same in every view."""
 
     def __init__(self, w):
         super().__init__()
@@ -45,13 +46,13 @@ class Linear(nn.Module):
 
 
 def test_critic_loss_matches_its_equations():
-    """‖∇‖² of three equal scales is 9‖w‖² at every picture, real or made."""
+    """‖∇‖² of three equal views is 9‖w‖² at every picture, real or made."""
     w, made, real = torch.randn(3, 8, 8), torch.randn(4, 3, 8, 8), torch.randn(4, 3, 8, 8)
     critic = Linear(w)
     margin = (made - real).flatten(1) @ w.flatten()
     expected = F.softplus(margin).sum()
-    assert torch.allclose(critic_loss(critic, made, real, 0.0), expected)
-    assert torch.allclose(critic_loss(critic, made, real, 0.6), expected + 0.3 * 2 * 4 * 9 * w.square().sum())
+    assert torch.allclose(critic_loss(critic, made, real, 0.0)[0], expected)
+    assert torch.allclose(critic_loss(critic, made, real, 0.6)[0], expected + 0.3 * 2 * 4 * 9 * w.square().sum())
 
 
 def test_alike_is_log_2_and_a_clear_margin_nothing():
@@ -60,8 +61,8 @@ def test_alike_is_log_2_and_a_clear_margin_nothing():
     assert more_real([x + 50 for x in a], a).item() < 1e-6
 
 
-@pytest.mark.parametrize("size", [(8, 8), (16, 24), (30, 34)])
-def test_a_critic_takes_any_even_size(size):
+@pytest.mark.parametrize("size", [(8, 8), (16, 24), (31, 33)])
+def test_a_critic_takes_any_size(size):
     found = Critic(4)(torch.zeros(2, 4, *size))
     assert [len(x) for x in found] == [2, 2, 2] and found[2].shape == (2, 1)
 
@@ -95,7 +96,7 @@ def test_every_fourth_step_looks_at_the_way_back():
     x = torch.zeros(2, 3, 16, 16)
     for step in range(8):
         critics.losses(v, x, x + 1, step, ONE)
-    assert times[::2] == [0, 0, 0, 1, 0, 0, 0, 1]
+    assert times[::2] == [0, 0, 1, 0, 0, 0, 1, 0]
 
 
 def test_a_critic_learns_to_tell_and_then_nothing_is_told():
@@ -105,16 +106,44 @@ def test_a_critic_learns_to_tell_and_then_nothing_is_told():
     for step in range(0, 120, 4):
         x0, x1 = (torch.randn(8, 3, 16, 16, generator=rng) * 0.1 + level for level in (-0.5, 0.5))
         critics.losses(lambda x, t: x * 0, x0, x1, step, ONE)[2].backward()
-        critics.update(1.0)
+        critics.update(1e-3)
     assert critics.losses(lambda x, t: x * 0, x0, x1, 0, ONE)[1] > 2
     assert critics.losses(lambda x, t: x * 0 + 1.0, x0, x1, 0, ONE)[1] < 1.2
 
 
-def test_the_critic_joins_at_its_start_and_its_figures_are_logged(work):
+def test_the_critic_takes_over_at_its_start_and_its_figures_are_logged(work):
     finish(job(work, **WITH))
     metrics = [m for m in final(work / "run")[2] if m["phase"] == "velocity"]
-    assert [("critic" in m) for m in metrics] == [False] * 3 + [True] * 9
-    assert all(m["told"] > 0 and m["one_way"] > 0 for m in metrics[3:])
+    assert [("critic" in m) for m in metrics] == [("flow" not in m) for m in metrics] == [False] * 3 + [True] * 9
+    assert all(m["told"] > 0 and m["distance"] > 0 for m in metrics[3:])
+
+
+def test_both_rates_fall_to_a_hundredth_over_their_own_part():
+    config = tiny(**WITH | {"learning_rate": 1e-3, "warmup_images": 0, "train_images": 60_000})
+    first, second = config.critic_from, config.steps
+    ends = [learning_rate(config, step) for step in (0, first - 1, first, second - 1)]
+    assert ends == pytest.approx([1e-3, 1e-5, 3e-4, 3e-6], rel=1e-4)
+    assert learning_rate(tiny(**WITH | {"adversarial_weight": 0, "learning_rate": 1e-3}), 11) > 1e-5
+
+
+def test_v_has_no_momentum_once_the_critic_teaches(work, monkeypatch):
+    step, betas = velocity_phase.velocity_step, []
+
+    def watched(*args):
+        figures = step(*args)
+        betas.append(args[3].param_groups[0]["betas"])
+        return figures
+
+    monkeypatch.setattr(velocity_phase, "velocity_step", watched)
+    finish(job(work, **WITH))
+    assert betas == [(0.9, 0.999)] * 3 + [(0.0, 0.99)] * 9
+
+
+def test_no_flow_is_followed_once_the_critic_teaches(work, monkeypatch):
+    """Both keys that weigh the flow's losses, and self-pairing, say nothing from then on."""
+    monkeypatch.setattr(velocity_phase, "losses", lambda *args: pytest.fail("a loss of the flow"))
+    monkeypatch.setattr(self_pairing, "integrate_net", lambda *args: pytest.fail("a pair joined by the flow"))
+    finish(job(work, **WITH | {"adversarial_start": 0, "self_pairing": 0.5, "self_pairing_start": 0}))
 
 
 @pytest.mark.parametrize("step", [2, 7])
@@ -134,11 +163,11 @@ def test_the_checkpoint_to_give_away_holds_no_critic(work):
     assert not ckpt.named(ckpt.load(newest).tensors, "critic") and ckpt.named(ckpt.load_state(newest), "critic.")
 
 
-@pytest.mark.parametrize("name", ["critic.0.whole_out.0.weight", "critic.nothing", "critic_optimizer.0.exp_avg"])
+@pytest.mark.parametrize("name", ["critic.0.fine_out.weight", "critic.nothing", "critic_optimizer.0.exp_avg"])
 def test_a_critic_of_another_shape_is_refused(name):
     critics = Critics(3, 1, seed=0)
     critics.losses(lambda x, t: x * 0, torch.zeros(1, 3, 8, 8), torch.ones(1, 3, 8, 8), 0, ONE)[2].backward()
-    critics.update(1.0)
+    critics.update(3e-4)
     critics.restore(critics.state())
     with pytest.raises(CheckpointError):
         critics.restore(critics.state() | {name: torch.zeros(7)})
@@ -153,7 +182,7 @@ def test_the_plan_says_so_and_counts_its_memory(work):
     ("change", "said"),
     [
         ({"distill_steps": 1, "coupling": "paired"}, "set one of the two"),
-        ({"max_size": 4, "velocity_net": {"type": "UNet", "ch_mult": [1]}}, "even side of 8 or more"),
+        ({"max_size": 4, "velocity_net": {"type": "UNet", "ch_mult": [1]}}, "side of 8 or more"),
     ],
 )
 def test_what_does_not_go_together_is_said(change, said):
