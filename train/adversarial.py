@@ -23,14 +23,14 @@ WIDTH = 32
 PENALTY = 1.0
 """γ of both gradient penalties."""
 TURN = 4
-"""Steps, of which one looks at the way back; and one in so many of each way is penalised, so many times as much
-(the laziness of Karras et al. 2020, arXiv:1912.04958, section 3.1)."""
+"""Steps, of which the first is penalised, so many times as much, and the third looks at the way back; every fourth of
+these is penalised likewise (the laziness of Karras et al. 2020, arXiv:1912.04958, section 3.1)."""
 BETAS = (0.0, 0.99)
 """Adam's, for both sides of the game: no momentum, since what one side learns turns with the other."""
 
 
 class Critic(nn.Module):
-    """How real pictures [B, C, H, W] look: in places of 10 px, in places of 38 px, and as a whole; H, W ≥ 8."""
+    """How real pictures [B, C, H, W] look: in places of 10 px, in places of 36 px, and as a whole; H, W ≥ 8."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
