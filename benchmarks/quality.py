@@ -23,7 +23,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from rfp.runtime.euler import integrate
 from rfp.runtime.metrics import psnr, ssim, texture_energy
 from rfp.runtime.pixels import Uint8, to_float, to_uint8
 from rfp.train.adversarial import BETAS, Critics
@@ -44,6 +43,7 @@ from rfp.train.saliency import (
 )
 from rfp.train.transport import ot_permutation
 from rfp.train.unet import UNet, timestep_embedding
+from rfp.train.velocity_net import integrate_net
 from torch import Tensor, nn
 
 Mosaic = Callable[[int], tuple[Uint8, Uint8]]
@@ -200,9 +200,7 @@ def see_through(idea: Idea, net: nn.Sequential, domains: list[Tensor]) -> Featur
 
 
 def through(v: UNet, x: Tensor, steps: int, t0: float = 0.0, t1: float = 1.0) -> Tensor:
-    with torch.no_grad():
-        parts = [integrate(lambda q, t: v(q, torch.full((1,), t)), part, steps, t0, t1) for part in x.split(64)]
-    return torch.cat(parts)
+    return torch.cat([integrate_net(v, part, steps, t0, t1) for part in x.split(64)])
 
 
 def noise_like(idea: Idea, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -279,7 +277,12 @@ def train(idea: Idea, net: nn.Sequential, d0: Domain, d1: Domain) -> UNet:
         x0, x1 = (x.contiguous(memory_format=torch.channels_last) for x in (x0, x1))
         t = draw_times(idea)
         scales = measure_scales(h, x0, x1, t, idea.batch)
-        if idea.huber or idea.action:
+        rate, first, last, betas = idea.rate, 0, critic_from, (0.9, 0.999)
+        if step >= critic_from:
+            distance, told, learning = critics.losses(v, x0, x1, step, scales)
+            loss = distance + idea.adversarial * told + learning
+            rate, first, last, betas = idea.second, critic_from, steps, BETAS
+        elif idea.huber or idea.action:
             u = v(torch.lerp(x0, x1, t[:, None, None, None]), t)
             error = ((x1 - x0) - u).square().mean(dim=(1, 2, 3))
             error = ((error + idea.huber**2).sqrt() - idea.huber) if idea.huber else error / (x1 - x0).square().mean()
@@ -287,11 +290,6 @@ def train(idea: Idea, net: nn.Sequential, d0: Domain, d1: Domain) -> UNet:
         else:
             flow, saliency = losses(v, h, x0, x1, t, scales)
             loss = idea.flow * flow + idea.saliency * saliency
-        rate, first, last, betas = idea.rate, 0, critic_from, (0.9, 0.999)
-        if step >= critic_from:
-            distance, told, learning = critics.losses(v, x0, x1, step, scales)
-            loss = distance + idea.adversarial * told + learning
-            rate, first, last, betas = idea.second, critic_from, steps, BETAS
         rate *= 0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * (step - first) / (last - first)))
         for group in optimizer.param_groups:
             group["lr"], group["betas"] = rate * min(1, (step + 1) * idea.batch / 320), betas

@@ -109,13 +109,13 @@ class Critics:
         Args:
             v: velocity net; x0, x1: pairs [B, C, H, W]; scales: `flow` is E‖x1 − x0‖².
         """
-        turn, back = step // TURN, step % TURN == TURN // 2  # seldom the last before a multiple of log_every
+        turn, back = step // TURN, step % TURN == TURN // 2  # never what is logged where log_every is even
         start, real, times = (x1, x0, (1.0, 0.0)) if back else (x0, x1, (0.0, 1.0))
         critic: Critic = self.nets[0 if back else 1]  # type: ignore[assignment]
         made = follow(v, start, self.steps, *times).float()
         distance = (made - real).square().sum() / scales.flow
         with torch.autocast(x0.device.type, enabled=False):
-            due = turn % TURN == 0 if back else step % TURN == 0
+            due = (turn if back else step) % TURN == 0
             learning, theirs = critic_loss(critic, made.detach(), real.float(), TURN * PENALTY if due else 0.0)
             critic.requires_grad_(False)
             told = more_real(critic(made), theirs)

@@ -23,7 +23,8 @@ def self_paired(config: RFPix2pixModel, ema: VelocityNet, x0: Tensor, x1: Tensor
     function of their place in the whole batch, spread evenly, so that every number of ranks draws the same ones.
     """
     share = config.self_pairing
-    if not share or step < config.self_pairing_start * config.steps:
+    judged = config.adversarial_weight and step >= config.critic_from  # by a critic that would take it for real
+    if not share or step < config.self_pairing_start * config.steps or judged:
         return x0, x1
     places = torch.arange(config.train_batch_size)[ranks.share(config.train_batch_size)]
     before, after = (places * share).floor(), ((places + 1) * share).floor()

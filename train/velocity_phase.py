@@ -71,10 +71,9 @@ def train_velocity(run: Run, codec: Codec, saliency: SaliencyNet | None) -> None
         x0, x1 = (x.to(run.device) for x in (x0, x1))
         z0 = x0 if isinstance(run.domain0, Noise) else encode(codec, x0, config.train_minibatch_size)
         z1 = encode(codec, x1, config.train_minibatch_size)
-        judged = critics if step >= config.critic_from else None
-        if not judged:  # what the net makes is nothing that a critic could learn from
-            z0, z1 = self_paired(config, ema, z0, z1, step)
+        z0, z1 = self_paired(config, ema, z0, z1, step)
         ends = Ends(goes_forward(run, pairs, step), looks) if config.distill_steps else None
+        judged = critics if step >= config.critic_from else None
         figures = velocity_step(run, v, h, optimizer, z0, z1, step, ends, judged)
         average(ema, v, config.ema_decay, step)
         step += 1
