@@ -27,6 +27,7 @@ TINY: dict[str, Any] = {
     "train_images": 30,
     "learning_rate": 0.01,
     "warmup_images": 10,
+    "dropout": 0.0,
     "ema_decay": 0.5,
     "num_inference_steps": 2,
     "log_every": 1,

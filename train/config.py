@@ -38,12 +38,24 @@ class RFPix2pixModel(Strict):
     sample_batch_size: Positive = Field(8, description="Pictures in each sample grid.")
     train_batch_size: Positive = Field(32, description="Pairs per optimiser step, all processes together.")
     train_minibatch_size: Positive = Field(16, description="Pairs in a process's memory at once; gradients add up.")
-    train_images: Positive = Field(2_000_000, description="Pairs to train the velocity on, in all.")
+    train_images: Positive = Field(2_000_000, description="Pairs to train the velocity on, if `max_epochs` allows.")
+    max_epochs: Positive | None = Field(
+        None,
+        description="Times that each picture of the larger domain is drawn, at most: with few pictures a training ends "
+        "before it knows their partners by heart. `null` is 75, or 500 steps if that is longer; from noise and for "
+        "pairs by name no bound but `train_images`. `warmup_images` is then a tenth of that at most.",
+    )
     learning_rate: Annotated[float, Field(gt=0)] = Field(2e-4, description="AdamW's rate for the velocity.")
     learning_rate_schedule: Literal["constant", "cosine"] = Field(
         "cosine", description="`cosine` falls to 1 % of the rate by the last step."
     )
     warmup_images: Annotated[int, Field(ge=0)] = Field(10_000, description="Pairs over which the rate rises from 0.")
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None,
+        description="Share of the features inside each block of the velocity net that training leaves out, drawn anew "
+        "for every picture: it learns fewer partners by heart. `null` is 0.3 where pictures are drawn more than 50 "
+        "times, else 0, as from noise and for pairs by name.",
+    )
     weight_decay: Weight = Field(0.0, description="AdamW's decoupled weight decay.")
     gradient_clip: Annotated[float, Field(gt=0)] = Field(1.0, description="Largest norm of the gradient.")
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(

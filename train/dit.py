@@ -65,8 +65,9 @@ class Block(nn.Module):
     the identity.
     """
 
-    def __init__(self, config: DiTConfig) -> None:
+    def __init__(self, config: DiTConfig, dropout: float) -> None:
         super().__init__()
+        self.dropout = dropout
         width, inner = config.hidden_size, round(config.hidden_size * config.mlp_ratio)
         self.heads = config.num_attention_heads
         self.norm1 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
@@ -78,7 +79,11 @@ class Block(nn.Module):
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(emb).chunk(6, dim=1)
         x = x + gate1[:, None] * self.attend(modulate(self.norm1(x), shift1, scale1))
-        out: Tensor = x + gate2[:, None] * self.mlp(modulate(self.norm2(x), shift2, scale2))
+        widen, bend, narrow = self.mlp
+        h = bend(widen(modulate(self.norm2(x), shift2, scale2)))
+        if self.training and self.dropout:  # so that no exported graph holds it
+            h = F.dropout(h, self.dropout)
+        out: Tensor = x + gate2[:, None] * narrow(h)
         return out
 
     def attend(self, x: Tensor) -> Tensor:
@@ -93,17 +98,18 @@ class DiT(nn.Module):
     """v(x_t, t): x [B, channels, H, W] and t [B] or [1] in [0, 1] → velocity like x.
 
     H and W must be multiples of `config.multiple`; `positions` says how sizes other than training's are seen.
-    A new net returns exactly 0 (zero-initialised output).
+    A new net returns exactly 0 (zero-initialised output). In training the share `dropout` of the inner features of
+    each MLP is left out.
     """
 
-    def __init__(self, config: DiTConfig, channels: int) -> None:
+    def __init__(self, config: DiTConfig, channels: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.config, self.channels = config, channels
         width, values = config.hidden_size, channels * config.patch_size**2
         self.stem = linear(values, width)
         small = partial(nn.init.normal_, std=0.02)
         self.time = nn.Sequential(linear(width, width, small), nn.SiLU(), linear(width, width, small), nn.SiLU())
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(Block(config, dropout) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.modulation = linear(width, 2 * width, nn.init.zeros_)
         self.head = linear(width, values, nn.init.zeros_)

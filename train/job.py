@@ -17,6 +17,7 @@ from .reading import parse_json, validate
 FREE_TO_CHANGE = frozenset(
     {
         "train_images",
+        "max_epochs",
         "log_every",
         "sample_every",
         "checkpoint_every",

@@ -29,7 +29,8 @@ def plan(job: Job, report: Reporter) -> list[str]:
     Raises:
         UsageError, CheckpointError, MediaError: as training would.
     """
-    run, config = open_run(job, report, dry_run=True), job.config
+    run = open_run(job, report, dry_run=True)
+    config = run.config
     match config.pairs_by:
         case "random":
             coupling = "random"
@@ -80,9 +81,11 @@ def plan(job: Job, report: Reporter) -> list[str]:
             lines += [f"weights   {w}" for w in [resnet_weights(config.saliency_net)] if w]
     else:
         lines.append("phase 1   none (saliency_loss_weight is 0)")
+    cut = config.train_images < job.config.train_images
+    shorter = f", in place of {job.config.train_images:,}: max_epochs" if cut else ""
     lines += [
         f"phase 2   {kept(run, 'velocity')}{config.velocity_net.type}, {parameters(velocity):,} parameters, "
-        f"{config.steps:,} steps of {config.train_batch_size} pairs ({config.train_images:,} in all)",
+        f"{config.steps:,} steps of {config.train_batch_size} pairs ({config.train_images:,} in all{shorter})",
         f"memory    about {memory(config) / 2**30:.1f} GiB on the {run.device} for phase 2",
     ]
     if config.adversarial_weight:

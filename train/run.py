@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -37,6 +37,12 @@ from .parts import Parts, finished, take_parts
 
 STREAMS = {"saliency": 0, "velocity": 1, "codec": 2}
 """Each phase's draws, numbered by the age of the phase: a new one leaves the others' draws as they were."""
+EPOCHS = 75
+"""After so many, pairs of neighbours, which are pictures of other things, are known by heart."""
+DROPOUT, MANY_EPOCHS = 0.3, 50
+"""What is left out of the net in trainings of more epochs than that: shorter ones do not gain by it."""
+LEAST_STEPS = 500
+"""So many a net needs to learn anything, however few the pictures."""
 
 
 class Reporter(Protocol):
@@ -244,15 +250,35 @@ def open_run(job: Job, report: Reporter, dry_run: bool = False) -> Run:
     held: tuple[Domain | Noise, Domain] | None = None
     if job.config.eval_every:
         domain0, domain1, held = set_aside(job.config, job.seed, domain0, domain1)
+    config = resolved(job.config, domain0, domain1)
     if resumed and not state:
         report.note(f"{start}: no training state beside it: starting from its weights, at step 0")
     found = [f"{len(d)} pictures in {d.name}" for d in (domain0, domain1) if isinstance(d, Domain)]
     ranks.agree(f"{job.folder}", [f"{start}", *found])
-    run = Run(job.folder, job.config, job.seed, device, domain0, domain1, report, resumed, state, parts)
+    run = Run(job.folder, config, job.seed, device, domain0, domain1, report, resumed, state, parts)
     run.held_out = held
     if resumed and state and "best_kid" in resumed.metrics:
         run.best = {"best_kid": resumed.metrics["best_kid"]}
     return run
+
+
+def resolved(config: RFPix2pixModel, domain0: Domain | Noise, domain1: Domain) -> RFPix2pixModel:
+    """The config with what keeps these domains' pairs from being learned by heart: `dropout`, and fewer `train_images`.
+
+    Pairs of noise are never the same, and pairs by name are right: of these only what the config says itself.
+    """
+    free = isinstance(domain0, Noise) or config.pairs_by == "paired"
+    n = max(len(d) for d in (domain0, domain1) if isinstance(d, Domain))
+    most = config.train_images if free else max(EPOCHS * n, LEAST_STEPS * config.train_batch_size)
+    if config.max_epochs is not None:
+        most = config.max_epochs * n
+    changes: dict[str, Any] = {}
+    if most < config.train_images:
+        changes = {"train_images": most, "warmup_images": min(config.warmup_images, most // 10)}
+    if config.dropout is None:
+        many = min(most, config.train_images) > MANY_EPOCHS * n
+        changes["dropout"] = DROPOUT if many and not free else 0.0
+    return config.model_copy(update=changes)
 
 
 def set_aside(
@@ -309,7 +335,12 @@ def train(job: Job, report: Reporter) -> Path:
     if ranks.first():
         report.note(f"run: {run.folder}")
         run.folder.mkdir(parents=True, exist_ok=True)
-        write_json(run.folder / "config.json", to_json(run.config))
+        if run.config.train_images < job.config.train_images:
+            report.note(
+                f"{run.config.train_images:,} pairs in place of {job.config.train_images:,}, since more of so few "
+                "pictures would be learned by heart; --set max_epochs=N draws each N times"
+            )
+        write_json(run.folder / "config.json", to_json(job.config))
         write_json(run.folder / "run.json", describe(job))
         _forget_metrics_after(run)
         run.logs = open_logs(job.log, run.folder, to_json(run.config), _last(run))

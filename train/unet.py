@@ -1,6 +1,7 @@
 """The velocity field v(x_t, t) as a UNet: FiLM time conditioning, optional attention, zero-initialised output."""
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -47,8 +48,9 @@ def zero(module: nn.Conv2d) -> nn.Conv2d:
 class ResBlock(nn.Module):
     """x [B, C, H, W], time features [B, E] → [B, C', H, W]; time enters by FiLM (Perez et al. 2018)."""
 
-    def __init__(self, config: UNetConfig, c_in: int, c_out: int, emb: int) -> None:
+    def __init__(self, config: UNetConfig, c_in: int, c_out: int, emb: int, dropout: float) -> None:
         super().__init__()
+        self.dropout = dropout
         self.norm1, self.act = norm(config, c_in), activation(config)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
         self.film = nn.Linear(emb, 2 * c_out)
@@ -62,7 +64,10 @@ class ResBlock(nn.Module):
         h = self.conv1(self.act(self.norm1(x)))
         scale, shift = self.film(emb)[:, :, None, None].chunk(2, dim=1)
         h = self.norm2(h) * (1 + scale) + shift
-        h = self.conv2(self.act(h))
+        h = self.act(h)
+        if self.training and self.dropout:  # so that no exported graph holds it
+            h = F.dropout(h, self.dropout)
+        h = self.conv2(h)
         out: Tensor = self.skip(x) + h
         return out
 
@@ -90,9 +95,9 @@ class Attention(nn.Module):
 class Level(nn.Module):
     """One residual block, with attention where the config asks for it."""
 
-    def __init__(self, config: UNetConfig, c_in: int, c_out: int, emb: int, attention: bool) -> None:
+    def __init__(self, config: UNetConfig, emb: int, dropout: float, c_in: int, c_out: int, attention: bool) -> None:
         super().__init__()
-        self.res = ResBlock(config, c_in, c_out, emb)
+        self.res = ResBlock(config, c_in, c_out, emb, dropout)
         self.attention = Attention(config, c_out) if attention else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
@@ -103,16 +108,18 @@ class Level(nn.Module):
 class UNet(nn.Module):
     """v(x_t, t): x [B, channels, H, W] and t [B] or [1] in [0, 1] → velocity like x.
 
-    H and W must be multiples of `config.multiple`. A new net returns exactly 0 (zero-initialised output).
+    H and W must be multiples of `config.multiple`. A new net returns exactly 0 (zero-initialised output). In training
+    the share `dropout` of what each residual block adds up last is left out, as in Ho et al. 2020 (arXiv:2006.11239).
     """
 
-    def __init__(self, config: UNetConfig, channels: int) -> None:
+    def __init__(self, config: UNetConfig, channels: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.config, self.channels = config, channels
         base, p = config.model_channels, config.patch_size
         widths = [base * m for m in config.ch_mult]
         attends = [p * 2**level in config.attention_resolutions for level in range(len(widths))]
         emb = 4 * base
+        block = partial(Level, config, emb, dropout)
         self.time = nn.Sequential(
             nn.Linear(2 * (base // 2), emb), activation(config), nn.Linear(emb, emb), activation(config)
         )
@@ -124,20 +131,20 @@ class UNet(nn.Module):
         for level, width in enumerate(widths):
             blocks = nn.ModuleList()
             for _ in range(config.num_res_blocks):
-                blocks.append(Level(config, c, width, emb, attends[level]))
+                blocks.append(block(c, width, attends[level]))
                 c = width
                 skips.append(c)
             self.down.append(blocks)
             last = level == len(widths) - 1
             self.shrink.append(nn.Identity() if last else nn.Conv2d(c, c, 3, stride=2, padding=1))
 
-        self.mid = nn.ModuleList([Level(config, c, c, emb, attends[-1]), Level(config, c, c, emb, False)])
+        self.mid = nn.ModuleList([block(c, c, attends[-1]), block(c, c, False)])
 
         self.up, self.grow = nn.ModuleList(), nn.ModuleList()
         for level, width in reversed(list(enumerate(widths))):
             blocks = nn.ModuleList()
             for _ in range(config.num_res_blocks):
-                blocks.append(Level(config, c + skips.pop(), width, emb, attends[level]))
+                blocks.append(block(c + skips.pop(), width, attends[level]))
                 c = width
             self.up.append(blocks)
             self.grow.append(nn.Conv2d(c, c, 3, padding=1) if level else nn.Identity())

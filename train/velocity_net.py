@@ -17,11 +17,12 @@ VelocityNet = UNet | DiT
 
 def build_velocity_net(config: RFPix2pixModel) -> VelocityNet:
     """The velocity net that a config asks for, with weights to start from."""
+    dropout = config.dropout or 0.0
     match config.velocity_net:
         case UNetConfig() as net:
-            return UNet(net, config.channels)
+            return UNet(net, config.channels, dropout)
         case DiTConfig() as net:
-            return DiT(net, config.channels)
+            return DiT(net, config.channels, dropout)
 
 
 def follow(v: Callable[[Tensor, Tensor], Tensor], x: Tensor, steps: int, t0: float = 0.0, t1: float = 1.0) -> Tensor:

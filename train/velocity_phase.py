@@ -135,6 +135,9 @@ def velocity_step(
     picture, in as few, what they take for real; else the velocity between them.
     """
     config, size = run.config, run.config.train_batch_size
+    v.train(critics is None)  # what a critic sees is made by the whole net, as it will be in use
+    if config.dropout:  # drawn from torch's own generator, which resuming thus finds where it was
+        torch.manual_seed(run.rng("velocity", step).initial_seed() + 1 + ranks.rank())
     x0, x1 = (x.to(run.device, memory_format=run.memory_format) for x in (x0, x1))
     t = sample_t(config, size, run.rng("velocity", step))[ranks.share(size)].to(run.device)
     n = config.train_minibatch_size

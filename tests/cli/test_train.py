@@ -57,7 +57,7 @@ def test_the_run_goes_to_stdout_and_progress_to_stderr_in_plain_lines(work):
 def test_without_a_config_the_device_chooses_it_and_a_run_keeps_the_one_it_has(work):
     result = rfp(*DOMAINS, "--device", "cpu", "--dry-run")
     assert result.exit_code == 0, result.stderr
-    assert "config: tiny (no GPU was found" in result.stderr and "1,875 steps of 16 pairs" in result.stdout
+    assert "config: tiny (no GPU was found" in result.stderr and "500 steps of 16 pairs (8,000 in all" in result.stdout
     noise = rfp("-d0", "random", "-d1", "bright", "--dry-run")
     assert "config: generative (pictures from noise)" in noise.stderr
     assert rfp(*ALL, "--run-id", "mine").exit_code == 0

@@ -31,6 +31,23 @@ def test_a_new_net_returns_exactly_0_and_its_blocks_are_the_identity():
         assert block.attend(tokens).any() and block.mlp(tokens).any()  # it is the gates that are closed
 
 
+def test_training_leaves_the_share_dropout_of_each_mlps_features_out():
+    plain = net()
+    v = DiT(plain.config, 3, dropout=0.3).eval()
+    v.load_state_dict(plain.state_dict())
+    assert torch.equal(v(x(), T), plain(x(), T))
+    seen = []
+    for block in v.train().blocks:
+        block.mlp[1].register_forward_hook(lambda _m, _x, out: seen.append(out))
+        block.mlp[2].register_forward_pre_hook(lambda _m, given: seen.append(given[0]))
+    v(x(64), T[:1])
+    assert len(seen) == 2 * len(v.blocks)
+    for whole, left in zip(seen[::2], seen[1::2], strict=True):
+        out = left == 0
+        assert out.float().mean().item() == pytest.approx(0.3, abs=0.03)
+        torch.testing.assert_close(left[~out], whole[~out] / 0.7)
+
+
 def test_unpatchify_undoes_patchify_and_a_token_is_a_square_of_pixels():
     picture = x(2, 6, 9)
     tokens = patchify(picture, 3)

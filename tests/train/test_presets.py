@@ -70,7 +70,7 @@ def planned(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder := tmp_path_factory.mktemp("plan"))
         draw_domains(folder)
-        result = rfp(request.param, "--dry-run")
+        result = rfp(request.param, "--dry-run", "--set", "max_epochs=1000000")
     assert result.exit_code == 0, result.stderr
     with torch.device("meta"):
         count = parameters(build_velocity_net(load_config(request.param)))

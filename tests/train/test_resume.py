@@ -13,10 +13,12 @@ from PIL import Image
 from rfp.runtime import CheckpointError, TrainingError, UsageError
 from rfp.train import checkpoint as ckpt
 from rfp.train.config import alike, to_json, without_folders
+from rfp.train.domains import open_domain
 from rfp.train.job import Job, config_of
 from rfp.train.net_config import ResNetSaliencyNet
+from rfp.train.noise import noise_domain
 from rfp.train.plan import plan
-from rfp.train.run import Interrupted, train
+from rfp.train.run import DROPOUT, EPOCHS, LEAST_STEPS, MANY_EPOCHS, Interrupted, resolved, train
 from trainings import TINY, Listener, assert_same, draw_domains, finish, job, tiny
 
 STRUCTURE = {"structure_pairing": True, "structure_candidates": 2}
@@ -97,9 +99,10 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(work, tmp_path, mo
         STRUCTURE,
         {"coupling": "minibatch_ot", "train_batch_size": 6, "train_images": 18},
         {"saliency_loss_weight": 0},
+        {"dropout": 0.5},
         {"max_size": 32, "saliency_net": {"type": "ResNetSaliencyNet", "backbone": "resnet18", "pretrained": False}},
     ],
-    ids=["structure pairing", "minibatch transport", "no classifier", "ResNet"],
+    ids=["structure pairing", "minibatch transport", "no classifier", "dropout", "ResNet"],
 )
 def test_other_trainings_resume_bit_for_bit_too(work, tmp_path, changes):
     changes = {"saliency_max_steps": 2, "saliency_accuracy_threshold": 0, "train_images": 15} | changes
@@ -198,6 +201,40 @@ def test_a_longer_training_goes_on_in_the_same_folder(work, tmp_path):
 def branch(work, folder, start="whole", **changes):
     source = ckpt.find(work / start) if isinstance(start, str) else start
     return Job(tiny(**changes), (work / "dark",), (work / "bright",), folder, device="cpu", start=source)
+
+
+def test_few_pictures_are_drawn_max_epochs_times_and_no_more(work, tmp_path):
+    count = max(len(list((work / name).iterdir())) for name in ("dark", "bright"))
+    short, domains = tiny(train_images=50 * count, max_epochs=2), ((work / "dark",), (work / "bright",))
+    lines = "\n".join(plan(Job(short, *domains, tmp_path / "run", device="cpu"), Listener()))
+    assert f"({2 * count} in all, in place of {50 * count}: max_epochs)" in lines
+    listener = finish(Job(short, *domains, tmp_path / "run", device="cpu"))
+    steps = -(-2 * count // short.train_batch_size)
+    assert listener.steps[-1] == ("velocity", steps)
+    assert any(f"{2 * count} pairs in place of {50 * count}, since" in note for note in listener.notes)
+    assert ckpt.load(ckpt.find(tmp_path / "run")).config.steps == steps  # so the rate has fallen by then
+    assert any("already trained" in note for note in finish(Job(short, *domains, tmp_path / "run")).notes)
+    longer = tiny(train_images=3 * count)  # the same folder, trained on
+    assert finish(Job(longer, *domains, tmp_path / "run", device="cpu")).steps[-1] == ("velocity", longer.steps)
+
+
+def test_only_pairs_of_neighbours_are_kept_from_being_learned_by_heart(work):
+    domains = [open_domain([work / name], 16, 1 << 20) for name in ("dark", "bright")]
+    noise, n = noise_domain(tiny(saliency_loss_weight=0), 0), max(map(len, domains))
+
+    def ends(domain0=domains[0], **changes):
+        found = resolved(tiny(train_images=10_000, dropout=None, **changes), domain0, domains[1])
+        return found.train_images, found.dropout
+
+    assert ends(train_batch_size=2, train_minibatch_size=1) == (LEAST_STEPS * 2, DROPOUT)
+    assert ends(train_batch_size=1, train_minibatch_size=1) == (max(EPOCHS * n, LEAST_STEPS), DROPOUT)
+    assert ends(max_epochs=MANY_EPOCHS) == (MANY_EPOCHS * n, 0)
+    assert ends(max_epochs=MANY_EPOCHS + 1) == ((MANY_EPOCHS + 1) * n, DROPOUT)
+    assert ends(max_epochs=10_000) == (10_000, DROPOUT)
+    assert ends(coupling="paired") == (10_000, 0) == ends(noise)
+    assert ends(noise, max_epochs=2) == (2 * len(domains[1]), 0)
+    short, long = (resolved(tiny(warmup_images=9, max_epochs=m), *domains) for m in (1, 1000))
+    assert (short.warmup_images, long.warmup_images) == (n // 10, 9)
 
 
 def test_a_branch_goes_on_from_the_start_and_then_from_its_own_checkpoints(work, tmp_path):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from rfp.train.net_config import UNetConfig
-from rfp.train.unet import UNet, timestep_embedding
+from rfp.train.unet import ResBlock, UNet, timestep_embedding
 
 SMALL = {"model_channels": 8, "ch_mult": [1, 2], "num_res_blocks": 1}
 ATTENTION = {"attention_resolutions": [2], "num_attention_heads": 4}
@@ -48,6 +48,24 @@ def test_one_time_for_the_batch_is_that_time_for_each(changes):
 def test_pictures_of_a_batch_do_not_see_each_other(changes):
     v = net(**changes)
     torch.testing.assert_close(v(x(), T)[1:], v(x()[1:], T[1:]))
+
+
+def test_training_leaves_the_share_dropout_of_each_blocks_features_out():
+    plain = net()
+    v = UNet(plain.config, 3, dropout=0.3).eval()
+    v.load_state_dict(plain.state_dict())
+    assert torch.equal(v(x(), T), plain(x(), T))
+    blocks = [m for m in v.train().modules() if isinstance(m, ResBlock)]
+    seen = []
+    for block in blocks:
+        block.act.register_forward_hook(lambda _m, _x, out: seen.append(out))
+        block.conv2.register_forward_pre_hook(lambda _m, given: seen.append(given[0]))
+    v(x(64), T[:1])
+    assert len(seen) == 3 * len(blocks)  # of each its first activation, its second, and what is left of that
+    for whole, left in zip(seen[1::3], seen[2::3], strict=True):
+        out = left == 0
+        assert out.float().mean().item() == pytest.approx(0.3, abs=0.03)
+        torch.testing.assert_close(left[~out], whole[~out] / 0.7)
 
 
 def test_the_output_depends_on_t_from_the_first_steps_of_training_on():
