@@ -7,7 +7,7 @@ demo: .venv/.installed
 	$(BIN)/rfp demo -o rfp-demo
 
 test: .venv/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # What needs more than `make test`: Node.js and Chromium are installed where this is root on Debian and they are not
 # there; a test skips with its reason where something is still missing.
