@@ -417,18 +417,16 @@ class Task:
 
 def run(task: Task, name: str, idea: Idea, net: nn.Sequential, out: Path) -> dict[str, Any]:
     start, along, (inputs, truth) = time.process_time(), {}, task.test
+    x = torch.from_numpy(to_float(inputs))
+    x = x + noise_like(idea, x, torch.Generator().manual_seed(0))
 
     def look(step: int, v: UNet) -> None:
-        x = torch.from_numpy(to_float(inputs))
-        x = x + noise_like(idea, x, torch.Generator().manual_seed(0))
         along[step * idea.batch] = task.figures(net, to_uint8(through(v, x, 12).numpy()))
         print(f"  {task.name}, {name}, {step * idea.batch} pairs: {along[step * idea.batch]}", flush=True)
 
     v = train(idea, net, task.train[0], task.train[1], look)
     line: dict[str, Any] = {"data": task.name, "name": name, "seed": idea.seed, "along": along}
     line["cpu seconds"] = round(time.process_time() - start)
-    x = torch.from_numpy(to_float(inputs))
-    x = x + noise_like(idea, x, torch.Generator().manual_seed(0))
     for steps in (1, 4, 12):
         ours = to_uint8(through(v, x, steps).numpy())
         line[f"{steps} steps"] = task.figures(net, ours)
