@@ -49,6 +49,11 @@ class UNetConfig(Strict):
     patch_size: Literal[1, 2, 4] = Field(
         1, description="Pixels per side folded into channels at the door: 2 makes a step about 4× cheaper."
     )
+    fine_channels: Annotated[int, Field(ge=0, le=1024)] = Field(
+        0,
+        description="Channels of a last block of whole pixels, after the patches and beside x itself: without it what "
+        "patches disagree about shows as a grid. For `patch_size` 2 or 4; 0: none.",
+    )
 
     @property
     def multiple(self) -> int:
@@ -74,6 +79,9 @@ class UNetConfig(Strict):
             for factor, m in zip(factors, self.ch_mult, strict=True)
             if factor in self.attention_resolutions and self.model_channels * m % self.num_attention_heads
         ]
+        if self.fine_channels and self.patch_size == 1:
+            about = f"fine_channels {self.fine_channels}: with patch_size 1 all is done in whole pixels already; use 0"
+            problems.append((("fine_channels", "patch_size"), about))
         if unknown := [r for r in self.attention_resolutions if r not in factors]:
             about = f"attention_resolutions {unknown}: this net has the downsampling factors {factors}"
             problems.append((("attention_resolutions", "ch_mult", "patch_size"), about))

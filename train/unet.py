@@ -110,6 +110,7 @@ class UNet(nn.Module):
 
     H and W must be multiples of `config.multiple`. A new net returns exactly 0 (zero-initialised output). In training
     the share `dropout` of what each residual block adds up last is left out, as in Ho et al. 2020 (arXiv:2006.11239).
+    With `fine_channels` a block of whole pixels ends it, which sees x beside what the patches gave.
     """
 
     def __init__(self, config: UNetConfig, channels: int, dropout: float = 0.0) -> None:
@@ -149,9 +150,14 @@ class UNet(nn.Module):
             self.up.append(blocks)
             self.grow.append(nn.Conv2d(c, c, 3, padding=1) if level else nn.Identity())
 
-        self.head = nn.Sequential(
-            norm(config, c), activation(config), zero(nn.Conv2d(c, channels * p * p, 3, padding=1))
-        )
+        f = config.fine_channels
+        folded = nn.Conv2d(c, (f or channels) * p * p, 3, padding=1)
+        self.head = nn.Sequential(norm(config, c), activation(config), folded if f else zero(folded))
+        if f:
+            self.fine_stem, self.fine = nn.Conv2d(channels, f, 3, padding=1), ResBlock(config, 2 * f, f, emb, dropout)
+            self.fine_head = nn.Sequential(
+                norm(config, f), activation(config), zero(nn.Conv2d(f, channels, 3, padding=1))
+            )
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         emb = self.time(timestep_embedding(t, 2 * (self.config.model_channels // 2)).to(x.dtype))
@@ -170,4 +176,6 @@ class UNet(nn.Module):
             if level < len(self.up) - 1:
                 h = grow(F.interpolate(h, scale_factor=2.0, mode="nearest"))
         out: Tensor = self.unpatch(self.head(h))
+        if self.config.fine_channels:
+            out = self.fine_head(self.fine(torch.cat([out, self.fine_stem(x)], dim=1), emb))
         return out

@@ -70,7 +70,10 @@ def test_the_graph_is_the_averaged_net_at_any_batch_height_and_width(run, bundle
         np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max(), rtol=1e-4)
 
 
-@pytest.mark.parametrize("net", [ATTENTION, TINY["velocity_net"] | {"patch_size": 2, "activation": "GELU"}, DIT])
+FOLDED = TINY["velocity_net"] | {"patch_size": 2, "activation": "GELU"}
+
+
+@pytest.mark.parametrize("net", [ATTENTION, FOLDED, FOLDED | {"fine_channels": 4}, DIT])
 def test_other_nets_export_and_pass_their_proof(tmp_path, net):
     (outcome,) = export_bundle(write_run(tmp_path / "run", velocity_net=net), tmp_path / "b")
     assert outcome.parity.psnr >= 80 and outcome.parity.cases == 6

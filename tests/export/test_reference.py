@@ -17,6 +17,7 @@ from trainings import TINY, write_run
 NETS = {
     "UNet": TINY["velocity_net"],
     "attention": TINY["velocity_net"] | {"attention_resolutions": [2], "num_attention_heads": 4},
+    "fine": TINY["velocity_net"] | {"patch_size": 2, "fine_channels": 8},
     "DiT": {"type": "DiT", "patch_size": 2, "hidden_size": 16, "depth": 2, "num_attention_heads": 2},
 }
 

@@ -153,6 +153,7 @@ def test_the_velocity_net_is_a_unet_unless_it_says_otherwise():
         ({"flow_loss_weight": 0, "saliency_loss_weight": 0}, "nothing to learn from"),
         ({"velocity_net": {"attention_resolutions": [3, 8]}}, "attention_resolutions [3]: this net has the"),
         ({"velocity_net": {"attention_resolutions": [8], "num_attention_heads": 7}}, "7 does not divide the 256"),
+        ({"velocity_net": {"fine_channels": 8}}, "with patch_size 1 all is done in whole pixels already"),
         ({"velocity_net": {"type": "DiT", "hidden_size": 64}}, "num_attention_heads 6 does not divide hidden_size 64"),
         ({"velocity_net": {"type": "DiT", "hidden_size": 66}}, "hidden_size 66 is not a multiple of 4"),
         (

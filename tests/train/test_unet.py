@@ -4,6 +4,7 @@ from rfp.train.net_config import UNetConfig
 from rfp.train.unet import ResBlock, UNet, timestep_embedding
 
 SMALL = {"model_channels": 8, "ch_mult": [1, 2], "num_res_blocks": 1}
+FINE = {"patch_size": 2, "fine_channels": 8}
 ATTENTION = {"attention_resolutions": [2], "num_attention_heads": 4}
 
 
@@ -23,12 +24,12 @@ def x(b=2, h=16, w=16):
 T = torch.tensor([0.3, 0.8])
 
 
-@pytest.mark.parametrize("changes", [{}, ATTENTION, {"patch_size": 2}, {"zero_res_blocks": True}])
+@pytest.mark.parametrize("changes", [{}, ATTENTION, {"patch_size": 2}, FINE, {"zero_res_blocks": True}])
 def test_a_new_net_returns_exactly_0(changes):
     assert not net(random=False, **changes)(x(), T).any()
 
 
-@pytest.mark.parametrize("changes", [{}, ATTENTION, {"patch_size": 4}, {"ch_mult": [1]}, {"ch_mult": [1, 1, 3]}])
+@pytest.mark.parametrize("changes", [{}, ATTENTION, {"patch_size": 4}, FINE, {"ch_mult": [1]}, {"ch_mult": [1, 1, 3]}])
 def test_any_height_and_width_that_are_multiples(changes):
     v = net(**changes)
     m = v.config.multiple
@@ -44,7 +45,7 @@ def test_one_time_for_the_batch_is_that_time_for_each(changes):
     torch.testing.assert_close(v(x(), torch.full((1,), 0.3)), v(x(), torch.full((2,), 0.3)))
 
 
-@pytest.mark.parametrize("changes", [{}, ATTENTION])
+@pytest.mark.parametrize("changes", [{}, ATTENTION, FINE])
 def test_pictures_of_a_batch_do_not_see_each_other(changes):
     v = net(**changes)
     torch.testing.assert_close(v(x(), T)[1:], v(x()[1:], T[1:]))
@@ -114,10 +115,12 @@ def test_time_scales_and_shifts_each_channel():
         ("attention_resolutions", [1]),
         ("num_attention_heads", 2),
         ("patch_size", 2),
+        ("fine_channels", 4),
     ],
 )
 def test_every_key_changes_the_net(key, value):
     base = {"model_channels": 16} | (ATTENTION if key == "num_attention_heads" else {})  # 16 channels: two groups
+    base = base | (FINE if key == "fine_channels" else {})
     base = base | ({"model_channels": 32} if key == "model_channels" else {})
     random = key != "zero_res_blocks"  # says how a net starts
     one, other = net(random=random, **base), net(random=random, **(base | {key: value}))
@@ -125,6 +128,19 @@ def test_every_key_changes_the_net(key, value):
         assert other.down[0][0].res.conv2.weight.abs().sum() == 0 < one.down[0][0].res.conv2.weight.abs().sum()
         return
     assert not torch.equal(one(x(), T), other(x(), T))
+
+
+def test_fine_channels_see_each_pixel_where_it_is():
+    """With the coarse net silent what is left of it are two or three 3×3 convolutions: 4 pixels far and no further."""
+    v = net(**FINE)
+    for p in v.head.parameters():
+        p.zero_()
+    v.fine.norm1, v.fine.norm2, v.fine_head[0] = (torch.nn.Identity() for _ in range(3))
+    there, here = torch.zeros(2, 3, 16, 16), torch.zeros(2, 3, 16, 16)
+    here[:, :, 7, 8] = 1
+    moved = (v(here, T) - v(there, T)).abs().sum(dim=(0, 1)) > 0
+    rows, columns = (moved.any(dim=d).nonzero().flatten().tolist() for d in (1, 0))
+    assert rows == list(range(3, 12)) and columns == list(range(4, 13))
 
 
 def test_every_key_is_tried_above():
