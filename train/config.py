@@ -84,6 +84,11 @@ class RFPix2pixModel(Strict):
         description="Share of pairs of which a rectangle is taken from another pair, the same in both pictures: what "
         "is learned stays local, and long trainings do not memorise the neighbours. `null` is 0.5, or 0 from noise.",
     )
+    bridge_noise: Weight = Field(
+        0.0,
+        description="Deviation of noise on the middle of each path from x0 to x1, which has none at its ends, in units "
+        "of a picture's -1 to 1: the net learns to take away what its own errors leave (arXiv:2303.08797).",
+    )
     flow_loss_weight: Weight = Field(1.0, description="Weight of plain flow matching, ‖x1 − x0 − v‖² over its scale.")
     saliency_loss_weight: Weight = Field(
         0.0, description="Weight of the §5.3 loss, ‖∇h(x_t)ᵀ(x1 − x0 − v)‖² over its scale; 0 skips phase 1."

@@ -1,9 +1,11 @@
 """The loss of arXiv:2209.03003 section 5.3, beside plain flow matching (equation 1), both in units of their scale."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Features = Callable[[Tensor], Tensor]
@@ -15,6 +17,14 @@ class Scales(NamedTuple):
 
     flow: Tensor
     saliency: Tensor
+
+
+def rough_noise(like: Tensor, deviation: float, rng: torch.Generator) -> Tensor:
+    """Noise in the shape of `like` [B, C, H, W], grains of 1, 2, 4 and 8 pixels alike, drawn on its device by `rng`."""
+    (b, c, *sides), grains = like.shape, (1, 2, 4, 8)
+    coarse = [torch.randn(b, c, *(-(-s // g) for s in sides), generator=rng, device=like.device) for g in grains]
+    whole = torch.stack([F.interpolate(z, tuple(sides), mode="bilinear") for z in coarse])
+    return deviation / math.sqrt(len(grains)) * whole.sum(dim=0)
 
 
 def interpolate(x0: Tensor, x1: Tensor, t: Tensor) -> Tensor:
@@ -50,17 +60,31 @@ def measure_scales(h: Features | None, x0: Tensor, x1: Tensor, t: Tensor, miniba
 
 
 def losses(
-    v: Callable[[Tensor, Tensor], Tensor], h: Features | None, x0: Tensor, x1: Tensor, t: Tensor, scales: Scales
+    v: Callable[[Tensor, Tensor], Tensor],
+    h: Features | None,
+    x0: Tensor,
+    x1: Tensor,
+    t: Tensor,
+    scales: Scales,
+    z: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The flow-matching and the saliency loss of the pairs, each averaged over them.
+
+    With noise z the path is x_t = (1 − t)·x0 + t·x1 + γ(t)·z, γ(t) = 4t(1 − t), and v learns its velocity
+    x1 − x0 + γ′(t)·z (Albergo et al. 2023, arXiv:2303.08797, section 2): on the way in, what errors of its own
+    would look like; on the way out, how to take them away.
 
     Args:
         v: velocity net; h: classifier features, or None for no saliency term.
         x0, x1: coupled images [B, C, H, W] in [-1, 1]; t: times [B] in [0, 1].
-        scales: a velocity of 0 gives each loss the value 1.
+        scales: a velocity of 0 gives each loss the value 1, without noise.
+        z: noise [B, C, H, W], or None for straight paths between the pictures.
     """
-    xt = interpolate(x0, x1, t)
-    error = (x1 - x0) - v(xt, t)
+    xt, y = interpolate(x0, x1, t), x1 - x0
+    if z is not None:
+        s = t[:, None, None, None]
+        xt, y = xt + 4 * s * (1 - s) * z, y + 4 * (1 - 2 * s) * z
+    error = y - v(xt, t)
     flow = error.square().sum() / len(x0) / scales.flow
     saliency = flow.new_zeros(()) if h is None else see(h, xt, error).square().sum() / len(x0) / scales.saliency
     return flow, saliency

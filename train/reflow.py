@@ -190,6 +190,7 @@ def successor(teacher: RFPix2pixModel, steps: int, distill: bool, images: int | 
         "random_crop": False,
         "cutmix": 0.0,
         "dropout": 0.0,
+        "bridge_noise": 0.0,
         "flow_loss_weight": 1.0,
         "saliency_loss_weight": 0.0,
         "adversarial_weight": 0.0,

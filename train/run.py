@@ -35,8 +35,8 @@ from .logs import Log, check_loggers, open_logs
 from .noise import RANDOM, Noise, noise_domain
 from .parts import Parts, finished, take_parts
 
-STREAMS = {"saliency": 0, "velocity": 1, "codec": 2}
-"""Each phase's draws, numbered by the age of the phase: a new one leaves the others' draws as they were."""
+STREAMS = {"saliency": 0, "velocity": 1, "codec": 2, "bridge": 3}
+"""Each phase's draws, and those of bridge_noise, numbered by age: a new one leaves the others' as they were."""
 EPOCHS = 75
 """After so many, pairs of neighbours, which are pictures of other things, are known by heart."""
 DROPOUT, MANY_EPOCHS = 0.3, 50

@@ -20,7 +20,7 @@ from .config import RFPix2pixModel
 from .coupling import Pair, batches, structure_pairs
 from .distill import Ends, distill_losses, goes_forward, perceptual
 from .judging import judge
-from .loss import Features, Scales, losses, measure_scales
+from .loss import Features, Scales, losses, measure_scales, rough_noise
 from .noise import Noise
 from .pairing import couple
 from .re_pairing import NEAR0, NEAR1, re_paired, saved, turns
@@ -140,7 +140,11 @@ def velocity_step(
         torch.manual_seed(run.rng("velocity", step).initial_seed() + 1 + ranks.rank())
     x0, x1 = (x.to(run.device, memory_format=run.memory_format) for x in (x0, x1))
     t = sample_t(config, size, run.rng("velocity", step))[ranks.share(size)].to(run.device)
-    n = config.train_minibatch_size
+    n, z = config.train_minibatch_size, None
+    if config.bridge_noise and not critics and not ends:  # of the whole batch: the same however it is split
+        rng = torch.Generator(run.device).manual_seed(run.rng("bridge", step).initial_seed())
+        whole = x0.new_empty((size, *x0.shape[1:]))
+        z = rough_noise(whole, config.bridge_noise, rng)[ranks.share(size)]
     h = None if critics else h
     scales = Scales(*(s * (len(x0) / size) for s in measure_scales(h, x0, x1, t, n)))
     ranks.add(scales)
@@ -159,7 +163,8 @@ def velocity_step(
             elif ends:
                 terms = distill_losses(config, v, ends.part(i * n, len(a0)), a0, a1, scales)
             else:
-                terms = losses(v, h, a0, a1, s, scales)
+                noise = None if z is None else z[i * n : i * n + len(a0)]
+                terms = losses(v, h, a0, a1, s, scales, noise)
             loss = torch.stack([w * term for w, term in zip(weights, terms, strict=True)]).sum()
         share = len(a0) / size
         (loss * share).backward()

@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 from rfp.runtime import integrate
-from rfp.train.loss import interpolate, losses, measure_scales, see
+from rfp.train.loss import interpolate, losses, measure_scales, rough_noise, see
 from rfp.train.net_config import ConvSaliencyNet, ResNetSaliencyNet
 from rfp.train.saliency import build_saliency_net
 from rfp.train.velocity_net import build_velocity_net
@@ -90,6 +90,48 @@ def test_the_flow_term_by_hand():
     # ‖x1 − x0‖² = 5 and 25, their mean 15; v = x_t leaves .75·(1, 2) and .5·(3, 4): 2.8125 and 6.25.
     flow, saliency = losses(lambda x, t: x, None, x0, x1, t, measure_scales(None, x0, x1, t, 1))
     assert flow.item() == pytest.approx((2.8125 + 6.25) / 2 / 15, rel=1e-6) and saliency.item() == 0
+
+
+def test_noise_on_the_path_is_followed_by_its_own_velocity():
+    """x_t by finite differences along t, at fixed x0, x1 and z; at both ends of the path there is no noise."""
+    x0, x1, z = *images(3, 8), images(3, 8, seed=5)[0]
+    seen, scales = [], measure_scales(None, x0, x1, torch.zeros(3), 3)
+
+    def at(times, v=None):
+        losses(lambda x, t: seen.append(x) or (torch.zeros_like(x) if v is None else v), None, x0, x1, times, scales, z)
+        return seen[-1]
+
+    close(at(torch.zeros(3).double()), x0)
+    close(at(torch.ones(3).double()), x1)
+    t, d = torch.tensor([0.2, 0.5, 0.9]).double(), 1e-4
+    velocity = (at(t + d) - at(t - d)) / (2 * d)
+    flow, _ = losses(lambda x, t: velocity, None, x0, x1, t, scales, z)
+    assert flow < 1e-20
+    assert (at(t) - interpolate(x0, x1, t)).square().sum() > 0.1
+
+
+def test_the_net_that_takes_the_noise_away_comes_from_the_middle_to_the_end():
+    """Where x0 = x1 the noise is all there is to learn, and v = γ′/γ·(x_t − x0) is exact: Euler steps end at x1."""
+    x1, z = images(2, 8)
+    t = torch.tensor([0.6, 0.8]).double()
+
+    def v(x, t):
+        s = t[:, None, None, None]
+        return (1 - 2 * s) / (s * (1 - s)) * (x - x1)
+
+    assert losses(v, None, x1, x1, t, measure_scales(None, x1, -x1, t, 2), z)[0] < 1e-20
+    end = integrate(lambda x, t: v(x, torch.full((2,), t).double()), x1 + z, 400, 0.5, 1)
+    assert (end - x1).abs().max() < 0.01 * z.abs().max()
+
+
+def test_rough_noise_has_its_deviation_and_coarse_grains():
+    like = torch.empty(64, 3, 32, 32)
+    z = rough_noise(like, 0.3, torch.Generator().manual_seed(0))
+    assert z.shape == like.shape and torch.equal(z, rough_noise(like, 0.3, torch.Generator().manual_seed(0)))
+    assert z.mean().abs() < 0.01 and z.std().item() == pytest.approx(0.3, rel=0.3)
+    beside = (z[..., 1:] * z[..., :-1]).mean() / z.square().mean()
+    assert 0.3 < beside < 0.7  # white noise: 0
+    assert rough_noise(torch.empty(1, 2, 4, 3), 1, torch.Generator()).shape == (1, 2, 4, 3)
 
 
 @pytest.mark.parametrize("term", [0, 1], ids=["flow", "saliency"])

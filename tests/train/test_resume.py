@@ -100,9 +100,10 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(work, tmp_path, mo
         {"coupling": "minibatch_ot", "train_batch_size": 6, "train_images": 18},
         {"saliency_loss_weight": 0},
         {"dropout": 0.5},
+        {"bridge_noise": 0.5},
         {"max_size": 32, "saliency_net": {"type": "ResNetSaliencyNet", "backbone": "resnet18", "pretrained": False}},
     ],
-    ids=["structure pairing", "minibatch transport", "no classifier", "dropout", "ResNet"],
+    ids=["structure pairing", "minibatch transport", "no classifier", "dropout", "bridge", "ResNet"],
 )
 def test_other_trainings_resume_bit_for_bit_too(work, tmp_path, changes):
     changes = {"saliency_max_steps": 2, "saliency_accuracy_threshold": 0, "train_images": 15} | changes

@@ -16,7 +16,7 @@ from rfp.train.saliency import SaliencyNet
 from torch import nn
 from trainings import VAE_TINY, Listener, finish, job
 
-UNEVEN = {"train_batch_size": 5, "structure_pairing": True, "self_pairing": 0.6}
+UNEVEN = {"train_batch_size": 5, "structure_pairing": True, "self_pairing": 0.6, "bridge_noise": 0.3}
 CRITIC = {"train_batch_size": 5, "saliency_loss_weight": 0, "adversarial_weight": 0.5, "adversarial_start": 0.2}
 LATENT = {"train_batch_size": 6, "codec": VAE_TINY | {"augmentations": ["color_jitter", "hflip"]}}
 BATCH_NORM = {
