@@ -30,7 +30,7 @@ from rfp.train.adversarial import BETAS, Critics
 from rfp.train.coupling import Pair, random_pairs, shuffled, structure_pairs
 from rfp.train.domains import Crop, Domain, open_domain, part
 from rfp.train.embedders import foreground, grid, hog, pixels, thumbnail
-from rfp.train.loss import Features, losses, measure_scales
+from rfp.train.loss import Features, losses, measure_scales, rough_noise
 from rfp.train.neighbours import neighbours
 from rfp.train.net_config import ConvSaliencyNet, UNetConfig
 from rfp.train.saliency import (
@@ -66,6 +66,8 @@ class Idea:
     width: int = 32
     levels: tuple[int, ...] = (1, 2, 2, 4)
     patch: int = 2
+    fine: int = 0
+    """Channels of a last block of whole pixels."""
     dropout: float = 0.0
     gain: bool = False
     """v = UNet(x, t) + g(t)·x with a learned g, so that the net need not copy x to take it away."""
@@ -92,6 +94,8 @@ class Idea:
     h: str = "conv"
     """`conv` and `mobilenet`: the features of a classifier (from scratch; on top of ImageNet's net, frozen); `layers`:
     three feature maps of ImageNet's net, pooled to 4×4 and in units of their deviations."""
+    bridge: float = 0.0
+    """Deviation of noise on the middle of the paths."""
     action: float = 0.0
     """Weight of ‖v‖², in units of ‖x1 − x0‖²."""
     huber: float = 0.0
@@ -246,7 +250,8 @@ def train(idea: Idea, net: nn.Sequential, d0: Domain, d1: Domain, look: Callable
     if idea.coupling not in ("random", "ot"):
         pair = similar_pairs(idea, *(embed(idea, net, x) for x in every))
     mosaic = mosaics(idea, d0, d1, every, net) if idea.local else None
-    config = UNetConfig(model_channels=idea.width, ch_mult=list(idea.levels), num_res_blocks=1, patch_size=idea.patch)
+    sizes = {"model_channels": idea.width, "patch_size": idea.patch, "fine_channels": idea.fine}
+    config = UNetConfig(ch_mult=list(idea.levels), num_res_blocks=1, **sizes)
     v = (Gained if idea.gain else UNet)(config, 3, idea.dropout)
     v = v.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     ema = copy.deepcopy(v).requires_grad_(False).eval()
@@ -292,7 +297,8 @@ def train(idea: Idea, net: nn.Sequential, d0: Domain, d1: Domain, look: Callable
             error = ((error + idea.huber**2).sqrt() - idea.huber) if idea.huber else error / (x1 - x0).square().mean()
             loss = error.mean() + idea.action * u.square().mean() / (x1 - x0).square().mean()
         else:
-            flow, saliency = losses(v, h, x0, x1, t, scales)
+            z = rough_noise(x0, idea.bridge, torch.default_generator) if idea.bridge else None
+            flow, saliency = losses(v, h, x0, x1, t, scales, z)
             loss = idea.flow * flow + idea.saliency * saliency
         rate *= 0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * (step - first) / (last - first)))
         for group in optimizer.param_groups:
