@@ -297,7 +297,7 @@ def train(idea: Idea, net: nn.Sequential, d0: Domain, d1: Domain, look: Callable
             error = ((error + idea.huber**2).sqrt() - idea.huber) if idea.huber else error / (x1 - x0).square().mean()
             loss = error.mean() + idea.action * u.square().mean() / (x1 - x0).square().mean()
         else:
-            z = rough_noise(x0, idea.bridge, torch.default_generator) if idea.bridge else None
+            z = rough_noise(x0.shape, idea.bridge, torch.default_generator) if idea.bridge else None
             flow, saliency = losses(v, h, x0, x1, t, scales, z)
             loss = idea.flow * flow + idea.saliency * saliency
         rate *= 0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * (step - first) / (last - first)))

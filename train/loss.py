@@ -1,7 +1,7 @@
 """The loss of arXiv:2209.03003 section 5.3, beside plain flow matching (equation 1), both in units of their scale."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,10 +19,10 @@ class Scales(NamedTuple):
     saliency: Tensor
 
 
-def rough_noise(like: Tensor, deviation: float, rng: torch.Generator) -> Tensor:
-    """Noise in the shape of `like` [B, C, H, W], grains of 1, 2, 4 and 8 pixels alike, drawn on its device by `rng`."""
-    (b, c, *sides), grains = like.shape, (1, 2, 4, 8)
-    coarse = [torch.randn(b, c, *(-(-s // g) for s in sides), generator=rng, device=like.device) for g in grains]
+def rough_noise(shape: Sequence[int], deviation: float, rng: torch.Generator) -> Tensor:
+    """Noise of a shape [B, C, H, W], grains of 1, 2, 4 and 8 pixels alike, on the device of `rng`, which draws it."""
+    (b, c, *sides), grains = shape, (1, 2, 4, 8)
+    coarse = [torch.randn(b, c, *(-(-s // g) for s in sides), generator=rng, device=rng.device) for g in grains]
     whole = torch.stack([F.interpolate(z, tuple(sides), mode="bilinear") for z in coarse])
     return deviation / math.sqrt(len(grains)) * whole.sum(dim=0)
 

@@ -143,8 +143,7 @@ def velocity_step(
     n, z = config.train_minibatch_size, None
     if config.bridge_noise and not critics and not ends:  # of the whole batch: the same however it is split
         rng = torch.Generator(run.device).manual_seed(run.rng("bridge", step).initial_seed())
-        whole = x0.new_empty((size, *x0.shape[1:]))
-        z = rough_noise(whole, config.bridge_noise, rng)[ranks.share(size)]
+        z = rough_noise((size, *x0.shape[1:]), config.bridge_noise, rng)[ranks.share(size)]
     h = None if critics else h
     scales = Scales(*(s * (len(x0) / size) for s in measure_scales(h, x0, x1, t, n)))
     ranks.add(scales)
