@@ -99,6 +99,9 @@ class Idea:
     action: float = 0.0
     """Weight of ‖v‖², in units of ‖x1 − x0‖²."""
     huber: float = 0.0
+    """c of the pseudo-Huber distance of each pixel; 0: squares."""
+    picture_huber: float = 0.0
+    """c of that of each whole picture."""
     times: str = "uniform"
     """Or `logit-normal` (a tenth of them uniform), or `u`: most at both ends (Lee et al. 2024, arXiv:2405.20320)."""
 
@@ -285,20 +288,21 @@ def train(idea: Idea, net: nn.Sequential, d0: Domain, d1: Domain, look: Callable
         x0 = x0 + noise_like(idea, x0)
         x0, x1 = (x.contiguous(memory_format=torch.channels_last) for x in (x0, x1))
         t = draw_times(idea)
-        scales = measure_scales(h, x0, x1, t, idea.batch)
+        scales = measure_scales(h, x0, x1, t, idea.batch, idea.huber)
         rate, first, last, betas = idea.rate, 0, critic_from, (0.9, 0.999)
         if step >= critic_from:
-            distance, told, learning = critics.losses(v, x0, x1, step, scales)
+            distance, told, learning = critics.losses(v, x0, x1, step, scales, idea.huber)
             loss = distance + idea.adversarial * told + learning
             rate, first, last, betas = idea.second, critic_from, steps, BETAS
-        elif idea.huber or idea.action:
+        elif idea.picture_huber or idea.action:
             u = v(torch.lerp(x0, x1, t[:, None, None, None]), t)
             error = ((x1 - x0) - u).square().mean(dim=(1, 2, 3))
-            error = ((error + idea.huber**2).sqrt() - idea.huber) if idea.huber else error / (x1 - x0).square().mean()
-            loss = error.mean() + idea.action * u.square().mean() / (x1 - x0).square().mean()
+            c, scale = idea.picture_huber, (x1 - x0).square().mean()
+            error = ((error + c * c).sqrt() - c) if c else error / scale
+            loss = error.mean() + idea.action * u.square().mean() / scale
         else:
             z = rough_noise(x0.shape, idea.bridge, torch.default_generator) if idea.bridge else None
-            flow, saliency = losses(v, h, x0, x1, t, scales, z)
+            flow, saliency = losses(v, h, x0, x1, t, scales, z, idea.huber)
             loss = idea.flow * flow + idea.saliency * saliency
         rate *= 0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * (step - first) / (last - first)))
         for group in optimizer.param_groups:

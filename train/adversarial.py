@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from . import checkpoint as ckpt
 from . import ranks
-from .loss import Scales
+from .loss import Scales, size
 from .velocity_net import follow
 
 WIDTH = 32
@@ -101,19 +101,25 @@ class Critics:
             ckpt.restore_optimizer(self.optimizer, {k.removeprefix("critic_"): m for k, m in moments.items()})
 
     def losses(
-        self, v: Callable[[Tensor, Tensor], Tensor], x0: Tensor, x1: Tensor, step: int, scales: Scales
+        self,
+        v: Callable[[Tensor, Tensor], Tensor],
+        x0: Tensor,
+        x1: Tensor,
+        step: int,
+        scales: Scales,
+        huber: float = 0.0,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What v makes in `steps` Euler steps: how far it is from the pairs' other ends, in units of the distance
         between the ends; how surely it is told from real pictures; and the critic's own loss. Means over pairs.
 
         Args:
-            v: velocity net; x0, x1: pairs [B, C, H, W]; scales: `flow` is E‖x1 − x0‖².
+            v: velocity net; x0, x1: pairs [B, C, H, W]; scales: by `measure_scales` with the same `huber`, its c.
         """
         turn, back = step // TURN, step % TURN == TURN // 2  # never what is logged where log_every is even
         start, real, times = (x1, x0, (1.0, 0.0)) if back else (x0, x1, (0.0, 1.0))
         critic: Critic = self.nets[0 if back else 1]  # type: ignore[assignment]
         made = follow(v, start, self.steps, *times).float()
-        distance = (made - real).square().sum() / scales.flow
+        distance = size(made - real, huber) / scales.flow
         with torch.autocast(x0.device.type, enabled=False):
             due = (turn if back else step) % TURN == 0
             learning, theirs = critic_loss(critic, made.detach(), real.float(), TURN * PENALTY if due else 0.0)

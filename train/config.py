@@ -90,6 +90,13 @@ class RFPix2pixModel(Strict):
         "of a picture's -1 to 1: the net learns to take away what its own errors leave (arXiv:2303.08797).",
     )
     flow_loss_weight: Weight = Field(1.0, description="Weight of plain flow matching, ‖x1 − x0 − v‖² over its scale.")
+    flow_loss_huber: Weight | None = Field(
+        None,
+        description="c of √(e² + c²) − c, by which that term, and the distance beside a critic, count each pixel, e² "
+        "the mean square of its error over the channels, in units of a picture's -1 to 1: where partners disagree "
+        "this keeps to the most of them, not to their mean. 0: squares. `null` is 0.3 for pairs of similar "
+        "pictures, 0 for other pairs and for latents.",
+    )
     saliency_loss_weight: Weight = Field(
         0.0, description="Weight of the §5.3 loss, ‖∇h(x_t)ᵀ(x1 − x0 − v)‖² over its scale; 0 skips phase 1."
     )

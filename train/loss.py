@@ -1,4 +1,4 @@
-"""The loss of arXiv:2209.03003 section 5.3, beside plain flow matching (equation 1), both in units of their scale."""
+"""The loss of arXiv:2209.03003 section 5.3, beside flow matching (equation 1), both in units of their scale."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ Features = Callable[[Tensor], Tensor]
 
 
 class Scales(NamedTuple):
-    """What the two terms are divided by: E‖x1 − x0‖² and E‖∇h(x_t)ᵀ(x1 − x0)‖², per pair."""
+    """What the two terms are divided by: E‖x1 − x0‖² (or its `size`) and E‖∇h(x_t)ᵀ(x1 − x0)‖², per pair."""
 
     flow: Tensor
     saliency: Tensor
@@ -47,11 +47,22 @@ def see(h: Features, xt: Tensor, u: Tensor) -> Tensor:
     return tangent
 
 
+def size(e: Tensor, c: float) -> Tensor:
+    """‖e‖² of errors [B, C, H, W]; with c > 0 the sum over pixels of √(|e|² + c²) − c, |e|² a pixel's mean square.
+
+    The pseudo-Huber distance (Charbonnier et al. 1997, "Deterministic edge-preserving regularization"), pixel by
+    pixel: where partners disagree, the mean is between them, and this is least near the most of them.
+    """
+    if not c:
+        return e.square().sum()
+    return ((e.square().mean(dim=1) + c * c).sqrt() - c).sum()
+
+
 @torch.no_grad()
-def measure_scales(h: Features | None, x0: Tensor, x1: Tensor, t: Tensor, minibatch: int) -> Scales:
+def measure_scales(h: Features | None, x0: Tensor, x1: Tensor, t: Tensor, minibatch: int, huber: float = 0.0) -> Scales:
     """Scales over the whole batch, so that gradients accumulated over minibatches equal the batch's own."""
     y = x1 - x0
-    flow = y.square().sum() / len(y)
+    flow = size(y, huber) / len(y)
     if h is None:
         return Scales(flow, torch.ones_like(flow))
     xt = interpolate(x0, x1, t)
@@ -67,6 +78,7 @@ def losses(
     t: Tensor,
     scales: Scales,
     z: Tensor | None = None,
+    huber: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """The flow-matching and the saliency loss of the pairs, each averaged over them.
 
@@ -77,14 +89,15 @@ def losses(
     Args:
         v: velocity net; h: classifier features, or None for no saliency term.
         x0, x1: coupled images [B, C, H, W] in [-1, 1]; t: times [B] in [0, 1].
-        scales: a velocity of 0 gives each loss the value 1, without noise.
+        scales: by `measure_scales` with the same `huber`: a velocity of 0 gives each loss the value 1, without noise.
         z: noise [B, C, H, W], or None for straight paths between the pictures.
+        huber: c of the flow term's `size`; 0 is the paper's square.
     """
     xt, y = interpolate(x0, x1, t), x1 - x0
     if z is not None:
         s = t[:, None, None, None]
         xt, y = xt + 4 * s * (1 - s) * z, y + 4 * (1 - 2 * s) * z
     error = y - v(xt, t)
-    flow = error.square().sum() / len(x0) / scales.flow
+    flow = size(error, huber) / len(x0) / scales.flow
     saliency = flow.new_zeros(()) if h is None else see(h, xt, error).square().sum() / len(x0) / scales.saliency
     return flow, saliency

@@ -192,6 +192,7 @@ def successor(teacher: RFPix2pixModel, steps: int, distill: bool, images: int | 
         "dropout": 0.0,
         "bridge_noise": 0.0,
         "flow_loss_weight": 1.0,
+        "flow_loss_huber": 0.0,
         "saliency_loss_weight": 0.0,
         "adversarial_weight": 0.0,
         "num_inference_steps": steps,

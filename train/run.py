@@ -41,6 +41,8 @@ EPOCHS = 75
 """After so many, pairs of neighbours, which are pictures of other things, are known by heart."""
 DROPOUT, MANY_EPOCHS = 0.3, 50
 """What is left out of the net in trainings of more epochs than that: shorter ones do not gain by it."""
+HUBER = 0.3
+"""c of the flow term for pairs of neighbours, some of which are wrong ("Partners that do not fit" in RESULTS.md)."""
 LEAST_STEPS = 500
 """So many a net needs to learn anything, however few the pictures."""
 
@@ -263,7 +265,8 @@ def open_run(job: Job, report: Reporter, dry_run: bool = False) -> Run:
 
 
 def resolved(config: RFPix2pixModel, domain0: Domain | Noise, domain1: Domain) -> RFPix2pixModel:
-    """The config with what keeps these domains' pairs from being learned by heart: `dropout`, and fewer `train_images`.
+    """The config with what keeps these domains' pairs from being learned by heart, `dropout` and fewer `train_images`,
+    and from being averaged, `flow_loss_huber`.
 
     Pairs of noise are never the same, and pairs by name are right: of these only what the config says itself.
     """
@@ -278,6 +281,9 @@ def resolved(config: RFPix2pixModel, domain0: Domain | Noise, domain1: Domain) -
     if config.dropout is None:
         many = min(most, config.train_images) > MANY_EPOCHS * n
         changes["dropout"] = DROPOUT if many and not free else 0.0
+    if config.flow_loss_huber is None:
+        squares = free or config.pairs_by != "structure" or config.codec.latents
+        changes["flow_loss_huber"] = 0.0 if squares else HUBER
     return config.model_copy(update=changes)
 
 

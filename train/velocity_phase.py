@@ -144,8 +144,8 @@ def velocity_step(
     if config.bridge_noise and not critics and not ends:  # of the whole batch: the same however it is split
         rng = torch.Generator(run.device).manual_seed(run.rng("bridge", step).initial_seed())
         z = rough_noise((size, *x0.shape[1:]), config.bridge_noise, rng)[ranks.share(size)]
-    h = None if critics else h
-    scales = Scales(*(s * (len(x0) / size) for s in measure_scales(h, x0, x1, t, n)))
+    h, huber = None if critics else h, 0.0 if ends else config.flow_loss_huber or 0.0
+    scales = Scales(*(s * (len(x0) / size) for s in measure_scales(h, x0, x1, t, n, huber)))
     ranks.add(scales)
     names: tuple[str, ...] = ("flow", "saliency")
     weights: tuple[float, ...] = (config.flow_loss_weight, config.saliency_loss_weight)
@@ -158,12 +158,12 @@ def velocity_step(
         with torch.autocast(run.device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
             terms: tuple[Tensor, ...]
             if critics:
-                terms = critics.losses(v, a0, a1, step, scales)
+                terms = critics.losses(v, a0, a1, step, scales, huber)
             elif ends:
                 terms = distill_losses(config, v, ends.part(i * n, len(a0)), a0, a1, scales)
             else:
                 noise = None if z is None else z[i * n : i * n + len(a0)]
-                terms = losses(v, h, a0, a1, s, scales, noise)
+                terms = losses(v, h, a0, a1, s, scales, noise, huber)
             loss = torch.stack([w * term for w, term in zip(weights, terms, strict=True)]).sum()
         share = len(a0) / size
         (loss * share).backward()

@@ -7,7 +7,7 @@ from rfp.runtime.errors import CheckpointError, ConfigError
 from rfp.train import adversarial, re_pairing, self_pairing, velocity_phase
 from rfp.train import checkpoint as ckpt
 from rfp.train.adversarial import Critic, Critics, critic_loss, more_real
-from rfp.train.loss import Scales
+from rfp.train.loss import Scales, measure_scales
 from rfp.train.noise import noise_domain
 from rfp.train.plan import memory, plan
 from rfp.train.run import Interrupted, train
@@ -75,6 +75,9 @@ def test_v_is_pushed_towards_real_and_the_critic_is_not_pushed_by_v():
     scales = Scales(torch.tensor(768.0), torch.ones(()))
     distance, told, learning = critics.losses(lambda x, t: shift.expand_as(x), x0, x1, 0, scales)
     assert distance.item() == pytest.approx(1.0)  # of the way, none is done
+    lengths = measure_scales(None, x0, x1, torch.zeros(4), 2, 0.1)
+    assert critics.losses(lambda x, t: shift.expand_as(x), x0, x1, 0, lengths, 0.1)[0].item() == pytest.approx(1.0)
+    assert critics.losses(lambda x, t: 0.5 + shift.expand_as(x), x0, x1, 0, lengths, 0.1)[0].item() > 0.4  # half of it
     assert torch.autograd.grad(distance, shift, retain_graph=True)[0] < 0
     assert torch.autograd.grad(told, list(critics.nets.parameters()), allow_unused=True, retain_graph=True) == (
         (None,) * len(list(critics.nets.parameters()))

@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 from rfp.runtime import integrate
-from rfp.train.loss import interpolate, losses, measure_scales, rough_noise, see
+from rfp.train.loss import interpolate, losses, measure_scales, rough_noise, see, size
 from rfp.train.net_config import ConvSaliencyNet, ResNetSaliencyNet
 from rfp.train.saliency import build_saliency_net
 from rfp.train.velocity_net import build_velocity_net
@@ -76,11 +76,13 @@ def test_see_computes_in_float32_under_autocast():
     assert see(h, xt.bfloat16(), u.bfloat16()).dtype == torch.float32
 
 
+@pytest.mark.parametrize("huber", [0.0, 0.1])
 @pytest.mark.parametrize("n", [2, 5])
-def test_a_velocity_of_zero_gives_each_loss_the_value_1(n):
+def test_a_velocity_of_zero_gives_each_loss_the_value_1(n, huber):
     h, (x0, x1), t = classifier(CONV).features, images(n), torch.linspace(0, 1, n, dtype=torch.float64)
-    scales = measure_scales(h, x0, x1, t, 2)
-    close(torch.stack(losses(lambda x, t: torch.zeros_like(x), h, x0, x1, t, scales)), torch.ones(2).double())
+    scales = measure_scales(h, x0, x1, t, 2, huber)
+    still = losses(lambda x, t: torch.zeros_like(x), h, x0, x1, t, scales, huber=huber)
+    close(torch.stack(still), torch.ones(2).double())
 
 
 def test_the_flow_term_by_hand():
@@ -90,6 +92,33 @@ def test_the_flow_term_by_hand():
     # ‖x1 − x0‖² = 5 and 25, their mean 15; v = x_t leaves .75·(1, 2) and .5·(3, 4): 2.8125 and 6.25.
     flow, saliency = losses(lambda x, t: x, None, x0, x1, t, measure_scales(None, x0, x1, t, 1))
     assert flow.item() == pytest.approx((2.8125 + 6.25) / 2 / 15, rel=1e-6) and saliency.item() == 0
+
+
+def test_the_size_of_errors_by_hand():
+    e = torch.tensor([[3.0, 5.0, 0.0], [4.0, 12.0, 0.0]]).reshape(1, 2, 1, 3)  # |e| = 5/√2, 13/√2 and 0 at three pixels
+    assert size(e, 0.0).item() == 25 + 169
+    by_hand = ((12.5 + 0.49) ** 0.5 - 0.7) + ((84.5 + 0.49) ** 0.5 - 0.7)
+    assert size(e, 0.7).item() == pytest.approx(by_hand, rel=1e-6)
+    assert 2e4 * size(e.double(), 1e4).item() == pytest.approx((25 + 169) / 2, rel=1e-3)  # small e: squares
+
+
+@pytest.mark.parametrize(("huber", "rests"), [(0.0, 0.2), (0.1, -0.911)], ids=["squares", "huber"])
+def test_partners_that_disagree_are_averaged_by_squares_and_outvoted_by_huber(huber, rests):
+    """Of five partners three are at -1 and two at 2. Huber rests where 3d/√(d² + c²) = 2 nearly, d the way from -1."""
+    x0, x1 = torch.zeros(5, 3, 2, 2).double(), torch.tensor([-1.0, -1, -1, 2, 2]).double()
+    x1 = x1[:, None, None, None].expand(5, 3, 2, 2)
+    v, t = torch.zeros(3, 2, 2, dtype=torch.float64, requires_grad=True), torch.zeros(5).double()
+    descent = torch.optim.LBFGS([v], max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss():
+        descent.zero_grad()
+        scales = measure_scales(None, x0, x1, t, 5, huber)
+        found = losses(lambda x, t: v.expand_as(x), None, x0, x1, t, scales, huber=huber)[0]
+        found.backward()
+        return found
+
+    descent.step(loss)
+    assert v.detach().mean().item() == pytest.approx(rests, abs=1e-3) and v.detach().std() < 1e-3
 
 
 def test_noise_on_the_path_is_followed_by_its_own_velocity():
@@ -134,16 +163,16 @@ def test_rough_noise_has_its_deviation_and_coarse_grains():
     assert rough_noise((1, 2, 4, 3), 1, torch.Generator()).shape == (1, 2, 4, 3)
 
 
-@pytest.mark.parametrize("term", [0, 1], ids=["flow", "saliency"])
+@pytest.mark.parametrize(("term", "huber"), [(0, 0.0), (0, 0.1), (1, 0.0)], ids=["flow", "huber", "saliency"])
 @pytest.mark.parametrize(("n", "minibatch"), [(4, 2), (5, 2), (5, 1)])
-def test_gradients_summed_over_minibatches_are_those_of_the_whole_batch(term, n, minibatch):
+def test_gradients_summed_over_minibatches_are_those_of_the_whole_batch(term, huber, n, minibatch):
     h, (x0, x1), t = classifier(CONV).features, images(n, 8), torch.linspace(0.1, 0.9, n, dtype=torch.float64)
     whole = velocity()
     parts = copy.deepcopy(whole)
-    losses(whole, h, x0, x1, t, measure_scales(h, x0, x1, t, n))[term].backward()
-    scales = measure_scales(h, x0, x1, t, minibatch)
+    losses(whole, h, x0, x1, t, measure_scales(h, x0, x1, t, n, huber), None, huber)[term].backward()
+    scales = measure_scales(h, x0, x1, t, minibatch, huber)
     for a0, a1, s in zip(x0.split(minibatch), x1.split(minibatch), t.split(minibatch), strict=True):
-        (losses(parts, h, a0, a1, s, scales)[term] * len(a0) / n).backward()
+        (losses(parts, h, a0, a1, s, scales, None, huber)[term] * len(a0) / n).backward()
     close(
         torch.cat([p.grad.flatten() for p in parts.parameters()]),
         torch.cat([p.grad.flatten() for p in whole.parameters()]),

@@ -204,8 +204,8 @@ def test_the_successor_keeps_the_net_and_the_data_but_not_the_classifier():
     teacher = tiny()
     changed = {k for k, v in successor(teacher, 2, True, None).items() if to_json(teacher)[k] != v}
     assert changed <= {
-        "coupling", "random_crop", "cutmix", "dropout", "bridge_noise", "saliency_loss_weight", "distill_steps",
-        "train_images", "learning_rate", "warmup_images", "num_inference_steps",
+        "coupling", "random_crop", "cutmix", "dropout", "bridge_noise", "flow_loss_huber", "saliency_loss_weight",
+        "distill_steps", "train_images", "learning_rate", "warmup_images", "num_inference_steps",
     }  # fmt: skip
 
 

@@ -18,8 +18,8 @@ from rfp.train.job import Job, config_of
 from rfp.train.net_config import ResNetSaliencyNet
 from rfp.train.noise import noise_domain
 from rfp.train.plan import plan
-from rfp.train.run import DROPOUT, EPOCHS, LEAST_STEPS, MANY_EPOCHS, Interrupted, resolved, train
-from trainings import TINY, Listener, assert_same, draw_domains, finish, job, tiny
+from rfp.train.run import DROPOUT, EPOCHS, HUBER, LEAST_STEPS, MANY_EPOCHS, Interrupted, resolved, train
+from trainings import LATENT, TINY, Listener, assert_same, draw_domains, finish, job, tiny
 
 STRUCTURE = {"structure_pairing": True, "structure_candidates": 2}
 
@@ -234,6 +234,14 @@ def test_only_pairs_of_neighbours_are_kept_from_being_learned_by_heart(work):
     assert ends(max_epochs=10_000) == (10_000, DROPOUT)
     assert ends(coupling="paired") == (10_000, 0) == ends(noise)
     assert ends(noise, max_epochs=2) == (2 * len(domains[1]), 0)
+    # and only they are outvoted where they are wrong
+    alike = {"flow_loss_huber": None, "coupling": "structure", "structure_pairing": None}
+
+    def huber(domain0=domains[0], **changes):
+        return resolved(tiny(**alike | changes), domain0, domains[1]).flow_loss_huber
+
+    assert huber() == HUBER and huber(flow_loss_huber=0.5) == 0.5
+    assert [huber(noise), huber(coupling="random"), huber(coupling="paired"), huber(**LATENT)] == [0] * 4
     short, long = (resolved(tiny(warmup_images=9, max_epochs=m), *domains) for m in (1, 1000))
     assert (short.warmup_images, long.warmup_images) == (n // 10, 9)
 
