@@ -68,6 +68,8 @@ class Idea:
     patch: int = 2
     fine: int = 0
     """Channels of a last block of whole pixels."""
+    coordinates: bool = False
+    """The net sees where each pixel of a crop lies in its picture."""
     dropout: float = 0.0
     gain: bool = False
     """v = UNet(x, t) + g(t)·x with a learned g, so that the net need not copy x to take it away."""
@@ -134,9 +136,9 @@ class Gained(UNet):
         nn.init.zeros_(self.gain.weight)
         nn.init.zeros_(self.gain.bias)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, place: Tensor | None = None) -> Tensor:
         g = self.gain(self.time(timestep_embedding(t, self.config.model_channels)))
-        return super().forward(x, t) + g[:, :, None, None] * x
+        return super().forward(x, t, place) + g[:, :, None, None] * x
 
 
 def mobilenet(file: Path) -> nn.Sequential:
@@ -208,7 +210,7 @@ def see_through(idea: Idea, net: nn.Sequential, domains: list[Tensor]) -> Featur
     return classifier.eval().requires_grad_(False).features
 
 
-def through(v: UNet, x: Tensor, steps: int, t0: float = 0.0, t1: float = 1.0) -> Tensor:
+def through(v: Callable[..., Tensor], x: Tensor, steps: int, t0: float = 0.0, t1: float = 1.0) -> Tensor:
     return torch.cat([integrate_net(v, part, steps, t0, t1) for part in x.split(64)])
 
 
@@ -229,10 +231,11 @@ def draw_times(idea: Idea) -> Tensor:
     return t
 
 
-def augmented(idea: Idea, x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:
+def augmented(idea: Idea, x0: Tensor, x1: Tensor, place: Tensor) -> tuple[Tensor, ...]:
     x = torch.stack([x0, x1], dim=1)
     if idea.hue:
         x = torch.stack([q[:, torch.randperm(3)] if torch.rand(()) < idea.hue else q for q in x])
+    x = torch.cat([x.flatten(1, 2), place], dim=1)
     if idea.cutmix and not idea.local:
         mixed, side = x.clone(), x.shape[-1]
         for q, other in zip(mixed, x.roll(1, dims=0), strict=True):
@@ -240,7 +243,7 @@ def augmented(idea: Idea, x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:
                 (top, bottom), (left, right) = (sorted(torch.randint(side + 1, (2,)).tolist()) for _ in "yx")
                 q[..., top:bottom, left:right] = other[..., top:bottom, left:right]
         x = mixed
-    return x[:, 0], x[:, 1]
+    return x.split([3, 3, 2], dim=1)
 
 
 def train(idea: Idea, net: nn.Sequential, d0: Domain, d1: Domain, look: Callable[[int, UNet], None]) -> UNet:
@@ -254,7 +257,7 @@ def train(idea: Idea, net: nn.Sequential, d0: Domain, d1: Domain, look: Callable
         pair = similar_pairs(idea, *(embed(idea, net, x) for x in every))
     mosaic = mosaics(idea, d0, d1, every, net) if idea.local else None
     sizes = {"model_channels": idea.width, "patch_size": idea.patch, "fine_channels": idea.fine}
-    config = UNetConfig(ch_mult=list(idea.levels), num_res_blocks=1, **sizes)
+    config = UNetConfig(ch_mult=list(idea.levels), num_res_blocks=1, coordinates=idea.coordinates, **sizes)
     v = (Gained if idea.gain else UNet)(config, 3, idea.dropout)
     v = v.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     ema = copy.deepcopy(v).requires_grad_(False).eval()
@@ -273,11 +276,14 @@ def train(idea: Idea, net: nn.Sequential, d0: Domain, d1: Domain, look: Callable
         x0, x1 = (torch.from_numpy(to_float(np.stack(side))) for side in zip(*drawn, strict=True))
         if idea.coupling == "ot":
             x1 = x1[torch.from_numpy(ot_permutation(x0.numpy(), x1.numpy()))]
-        x0, x1 = augmented(idea, x0, x1)
+        place = torch.from_numpy(np.stack([c.place(idea.size) for c in crops])).permute(0, 3, 1, 2)
+        x0, x1, place = augmented(idea, x0, x1, place)
+        there = partial(v, place=place)
         if idea.back and step > idea.start * steps:
             m = int(idea.back * idea.batch)
             half = m // 2 if idea.both else m
-            made0, made1 = through(ema, x1[:half], 3, 1, 0).clamp(-1, 1), through(ema, x0[half:m], 3).clamp(-1, 1)
+            made0 = through(partial(ema, place=place[:half]), x1[:half], 3, 1, 0).clamp(-1, 1)
+            made1 = through(partial(ema, place=place[half:m]), x0[half:m], 3).clamp(-1, 1)
             x0, x1 = torch.cat([made0, x0[half:]]), torch.cat([x1[:half], made1, x1[m:]])
         if idea.repair and step >= max(1, idea.start * steps) and step % idea.repair == 0:
             again: Callable[[Tensor], Tensor] = pixels if idea.again == "pixels" else partial(embed, idea, net)
@@ -291,18 +297,18 @@ def train(idea: Idea, net: nn.Sequential, d0: Domain, d1: Domain, look: Callable
         scales = measure_scales(h, x0, x1, t, idea.batch, idea.huber)
         rate, first, last, betas = idea.rate, 0, critic_from, (0.9, 0.999)
         if step >= critic_from:
-            distance, told, learning = critics.losses(v, x0, x1, step, scales, idea.huber)
+            distance, told, learning = critics.losses(there, x0, x1, step, scales, idea.huber)
             loss = distance + idea.adversarial * told + learning
             rate, first, last, betas = idea.second, critic_from, steps, BETAS
         elif idea.picture_huber or idea.action:
-            u = v(torch.lerp(x0, x1, t[:, None, None, None]), t)
+            u = there(torch.lerp(x0, x1, t[:, None, None, None]), t)
             error = ((x1 - x0) - u).square().mean(dim=(1, 2, 3))
             c, scale = idea.picture_huber, (x1 - x0).square().mean()
             error = ((error + c * c).sqrt() - c) if c else error / scale
             loss = error.mean() + idea.action * u.square().mean() / scale
         else:
             z = rough_noise(x0.shape, idea.bridge, torch.default_generator) if idea.bridge else None
-            flow, saliency = losses(v, h, x0, x1, t, scales, z, idea.huber)
+            flow, saliency = losses(there, h, x0, x1, t, scales, z, idea.huber)
             loss = idea.flow * flow + idea.saliency * saliency
         rate *= 0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * (step - first) / (last - first)))
         for group in optimizer.param_groups:

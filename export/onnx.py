@@ -19,8 +19,10 @@ from ..runtime.codec import open_codec
 from ..runtime.errors import ExportError
 from ..runtime.euler import integrate
 from ..runtime.manifest import METADATA_KEY, ROLES, Manifest
+from ..runtime.norms import PLACE
 from ..runtime.velocity import Velocity
 from ..train.codec import VAE
+from ..train.unet import UNet
 from .calibration import trajectories
 from .graph import LARGEST, strip, weight_bytes, write
 from .half import half
@@ -120,7 +122,10 @@ def float32_graph(source: Source, role: str) -> ModelProto:
         multiple = net.config.multiple
         x = {"x": torch.zeros(2, net.channels, 2 * multiple, 4 * multiple), "t": torch.zeros(1)}
         about = f"Velocity v(x, t) from {zero} to {one}; {manifest.timestep}."
-        return _export(net, x, "velocity", multiple, manifest, about)
+        model = _export(net, x, "velocity", multiple, manifest, about)
+        if isinstance(net, UNet) and net.config.coordinates:
+            _name_place(model)
+        return model
     assert isinstance(codec, VAE)
     factor = codec.config.factor
     if role == "encoder":
@@ -128,6 +133,17 @@ def float32_graph(source: Source, role: str) -> ModelProto:
         return _export(_Encode(codec), x, "z", factor, manifest, f"Latents z of pictures of {zero} and {one}.")
     z = {"z": torch.zeros(2, codec.config.latent_channels, 2, 4)}
     return _export(_Decode(codec), z, "x", 1, manifest, f"Pictures of {zero} and {one} from latents z.")
+
+
+def _name_place(model: ModelProto) -> None:
+    """Give what x is joined with, where its pixels lie, the name by which the runtime tells tiles where they are."""
+    (was,) = [n.input[1] for n in model.graph.node if n.op_type == "Concat" and n.input[0] == "x"]
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [PLACE if name == was else name for name in names]
+    for value in model.graph.value_info:
+        if value.name == was:
+            value.name = PLACE
 
 
 class _Encode(nn.Module):

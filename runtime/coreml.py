@@ -51,8 +51,11 @@ class Package:
         first = next(i for i in spec.input if i.name == self._takes[0])
         self.batch: int = 1 if image else int(first.type.multiArrayType.shape[0])
 
-    def __call__(self, x: Float, *shared: Float, norms: Norms | None = None) -> Float:
-        """A package's norms take no statistics. Raises MediaError where the package does not take this size."""
+    def __call__(self, x: Float, *shared: Float, norms: Norms | None = None, factor: int = 1) -> Float:
+        """A package's norms take no statistics, and it takes each tile for a whole picture.
+
+        Raises MediaError where the package does not take this size.
+        """
         return by_batch(lambda part: self._run(part, *shared), x, self.batch)
 
     def _run(self, *inputs: Float) -> Float:

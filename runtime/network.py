@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .errors import BundleError, MediaError, OutOfMemoryError, UsageError
-from .norms import GIVEN, MEASURED, SHARE, Norms, opened_up
+from .norms import GIVEN, GIVEN_PLACE, MEASURED, SHARE, Norms, opened_up
 from .pixels import Float
 
 _FULL = ("out of memory", "failed to allocate", "bad_alloc", "bad allocation", "alloc_failed")
@@ -126,14 +126,14 @@ class Network:
             with self._lock:
                 self._at_work -= 1
 
-    def __call__(self, x: Float, *shared: Float, norms: Norms | None = None) -> Float:
-        """With `norms`, x is a tile, [1, C, H, W], normalised by what is known there.
+    def __call__(self, x: Float, *shared: Float, norms: Norms | None = None, factor: int = 1) -> Float:
+        """With `norms`, x is a tile, [1, C, H, W], normalised by what is known there; `factor` px a side of its values.
 
         Raises:
             MediaError: the graph cannot take this size, or memory runs out.
         """
         if norms is not None and self._opened[1]:
-            return self._tile(norms, x, *shared)
+            return self._tile(norms, factor, x, *shared)
         if self.device != "cpu":
             return self._run(self._wide, x, *shared)
         images = [x[i : i + 1] for i in range(len(x))]
@@ -153,10 +153,11 @@ class Network:
         return self._wide
 
     @cached_property
-    def _opened(self) -> tuple[Any, int]:
-        """A session with all threads whose norms take statistics, and their number."""
-        model, count = opened_up(self._model)
-        return open_session(model, self._path, self.cores, DEVICES[self.device], self._data) if count else None, count
+    def _opened(self) -> tuple[Any, int, bool]:
+        """A session with all threads whose norms take statistics, their number, and whether it takes a place."""
+        model, count, placed = opened_up(self._model)
+        device = DEVICES[self.device]
+        return open_session(model, self._path, self.cores, device, self._data) if count else None, count, placed
 
     @cached_property
     def _narrow(self) -> Any:
@@ -169,12 +170,15 @@ class Network:
     def _run(self, session: Any, *inputs: Float) -> Float:
         return self._all(session, [self._gives], dict(zip(self._takes, inputs, strict=True)))[0]
 
-    def _tile(self, norms: Norms, *inputs: Float) -> Float:
-        session, count = self._opened
+    def _tile(self, norms: Norms, factor: int, *inputs: Float) -> Float:
+        session, count, placed = self._opened
         known = norms.known()
         feeds = dict(zip(self._takes, inputs, strict=True)) | {SHARE: np.array([known is not None], np.float32)}
         for i in range(count):
             feeds[GIVEN.format(i)] = known[i] if known else np.zeros((1, 1, 2), np.float32)
+        if placed:
+            rows, columns = inputs[0].shape[2:]
+            feeds[GIVEN_PLACE] = norms.frame.place(rows, columns, factor)
         out, *measured = self._all(session, [self._gives, *(MEASURED.format(i) for i in range(count))], feeds)
         norms.add(measured)
         return out

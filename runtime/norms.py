@@ -1,11 +1,14 @@
 """GroupNorm's statistics, measured over some calls of a graph and given to others: so tiles become one picture.
 
+And where a tile lies in its picture, for graphs that work that out of the size of what they are given.
+
 Exported graphs hold each GroupNorm as an InstanceNormalization over its groups, x [B, G, N]. `opened_up` makes of each
 a function that takes means and variances and tells its own. It changes the serialised graph as it stands in the bundle,
 by the few rules of protobuf that this needs: so no bundle carries a second graph, and the runtime needs nothing more.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +19,8 @@ from .pixels import Float
 GIVEN, MEASURED, SHARE = "rfp.given.{}", "rfp.measured.{}", "rfp.share"
 """Inputs of an opened graph beside its own: for each norm in its order float32 [1, G, 2] (mean, variance) or [1, 1, 2];
 and float32 [1]: 1 normalises by these, 0 by what the norm sees. Outputs: what it sees, float32 [B, G, 2]."""
+PLACE, GIVEN_PLACE = "place", "rfp.place"
+"""The value of an exported graph that says where its pixels lie, [B, 2, H, W], and the input of an opened one."""
 _DOMAIN, _NORM = "rfp", "GroupNorm"
 _FUNCTION = """
 axis = Constant value_ints=2
@@ -43,6 +48,28 @@ y = Add scaled offset
 """y = (x − mean) / √(variance + ε) · scale + bias, with mean and variance between the norm's own and those given."""
 
 
+class Frame(NamedTuple):
+    """Where a tile begins in its picture, and the size of that; pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def place(self, rows: int, columns: int, factor: int) -> Float:
+        """Where values of a tile lie, each of `factor` px a side: row and column, float32 [1, 2, rows, columns].
+
+        As `train.unet.whole` has it of the whole picture: from -1 to 1 over its middle square.
+        """
+
+        def axis(begin: int, n: int, side: int) -> Float:
+            centres = begin + factor * (np.arange(n, dtype=np.float32) + 0.5)
+            return np.clip((2 * centres - side) / min(self.height, self.width), -1, 1)
+
+        where = axis(self.top, rows, self.height), axis(self.left, columns, self.width)
+        return np.stack(np.meshgrid(*where, indexing="ij"))[None].astype(np.float32)
+
+
 class Norms:
     """The statistics of every norm in every call of one translation, averaged over tiles.
 
@@ -50,13 +77,17 @@ class Norms:
     last time the statistics that all later tiles are normalised by.
     """
 
+    frame = Frame(0, 0, 1, 1)
+    """Where the present tile lies."""
+
     def __init__(self) -> None:
         self._known: list[list[Float]] = []
         self._sums: list[list[npt.NDArray[np.float64]]] = []
         self._call = 0
         self._tiles = 0
 
-    def begin(self) -> None:
+    def begin(self, frame: Frame) -> None:
+        self.frame = frame
         self._call = 0
         self._tiles += 1
 
@@ -89,31 +120,43 @@ def _mean_and_variance(moments: npt.NDArray[np.float64]) -> Float:
     return np.stack([mean, np.maximum(square - mean * mean, 0)], -1).astype(np.float32)
 
 
-def opened_up(model: bytes) -> tuple[bytes, int]:
-    """A serialised ONNX graph whose norms take and tell statistics, and how many norms there are.
+def opened_up(model: bytes) -> tuple[bytes, int, bool]:
+    """A serialised ONNX graph whose norms take and tell statistics, how many norms there are, and whether it takes
+    its place as well.
 
     Raises:
         BundleError: it is no serialised graph.
     """
     try:
-        out, count = bytearray(), 0
+        out, count, placed = bytearray(), 0, False
         for number, raw, content in _fields(memoryview(model)):
             if number == 7 and content is not None:  # ModelProto.graph
-                graph, count = _graph(content)
+                graph, count, placed = _graph(content)
                 raw = _message(7, graph)
             out += raw
         out += _message(8, _message(1, _DOMAIN) + _number(2, 1)) + _message(25, _function())
     except (IndexError, ValueError) as e:
         raise BundleError(f"the graph is damaged ({e}); export it again") from e
-    return (bytes(out), count) if count else (model, 0)
+    return (bytes(out), count, placed) if count else (model, 0, False)
 
 
-def _graph(content: memoryview) -> tuple[bytes, int]:
-    """GraphProto: each InstanceNormalization (nodes are field 1) becomes a call of the function."""
-    out, count = bytearray(), 0
+def _graph(content: memoryview) -> tuple[bytes, int, bool]:
+    """GraphProto: each InstanceNormalization (nodes are field 1) becomes a call of the function.
+
+    What makes PLACE, by repeating its first input for each picture or rounding it to half, makes it of GIVEN_PLACE.
+    """
+    out, count, placed = bytearray(), 0, False
     for number, raw, node in _fields(content):
         if number == 1 and node is not None:
-            kinds = [bytes(value) for n, _, value in _fields(node) if n == 4 and value is not None]
+            parts = list(_fields(node))
+            outputs, kinds = (
+                [bytes(value) for n, _, value in parts if n == wanted and value is not None] for wanted in (2, 4)
+            )
+            if outputs == [PLACE.encode()]:
+                first = [part[0] for part in parts].index(1)
+                parts[first] = (1, _message(1, GIVEN_PLACE), None)
+                raw = _message(1, b"".join(part[1] for part in parts))
+                placed = True
             if kinds == [b"InstanceNormalization"]:  # what comes later in a message overrides, or is added
                 more = _message(1, GIVEN.format(count)) + _message(1, SHARE) + _message(2, MEASURED.format(count))
                 raw = _message(1, bytes(node) + more + _message(4, _NORM) + _message(7, _DOMAIN))
@@ -121,7 +164,9 @@ def _graph(content: memoryview) -> tuple[bytes, int]:
         out += raw
     for i in range(count):
         out += _message(11, _value(GIVEN.format(i), 3)) + _message(12, _value(MEASURED.format(i), 3))
-    return bytes(out + _message(11, _value(SHARE, 1))), count
+    if placed:
+        out += _message(11, _value(GIVEN_PLACE, 4))
+    return bytes(out + _message(11, _value(SHARE, 1))), count, placed
 
 
 def _value(name: str, axes: int) -> bytes:

@@ -2,14 +2,15 @@
 
 GroupNorm takes its statistics over what it sees, so by themselves tiles drift apart. What brings them together: the
 norms' statistics at each step are measured over a sample of the tiles, and all tiles are normalised by their average,
-nearly that of the whole picture (runtime/norms.py; benchmarks/RESULTS.md has figures).
+nearly that of the whole picture (runtime/norms.py; benchmarks/RESULTS.md has figures). Nets that see coordinates are
+told where each tile lies.
 """
 
 from collections.abc import Callable
 
 import numpy as np
 
-from .norms import Norms
+from .norms import Frame, Norms
 from .pixels import Float, Uint8
 
 Through = Callable[[Uint8, Norms | None], Uint8]
@@ -27,7 +28,7 @@ def tiled(picture: Uint8, through: Through, tile: int, overlap: int, together: b
     overlap: better than blending velocities at every step.
 
     Args:
-        together: without it each tile is left with its own statistics.
+        together: without it each tile is left with its own statistics, and to think that it is a whole picture.
     """
     height, width = picture.shape[:2]
     if height <= tile and width <= tile:
@@ -68,7 +69,7 @@ def _agreed(picture: Uint8, through: Through, tile: int, places: list[tuple[int,
 def _through(picture: Uint8, place: tuple[int, int], tile: int, through: Through, norms: Norms | None) -> Uint8:
     top, left = place
     if norms is not None:
-        norms.begin()
+        norms.begin(Frame(top, left, *picture.shape[:2]))
     made: Uint8 = through(picture[None, top : top + tile, left : left + tile], norms)[0]
     return made
 

@@ -20,6 +20,7 @@ class Velocity:
     def __init__(self, bundle: Bundle, device: str = "auto", threads: int | str = "auto") -> None:
         """Raises UsageError for a device that is not there, BundleError for a graph that cannot be loaded."""
         self._path = bundle.path
+        self._factor = bundle.manifest.latent.factor if bundle.manifest.latent else 1
         takes, gives = {"x": 4, "t": 1}, {"velocity": 4}
         self._net: Network | Package
         self._on: Device | None = None
@@ -71,7 +72,7 @@ class Velocity:
 
     def tile(self, norms: Norms, x: Float, t: float) -> Float:
         """v of a tile, float32 [1, C, H, W], in memory, normalised by what `norms` knows. Raises as calling does."""
-        return self._like(x, self._net(x, np.array([t], np.float32), norms=norms))
+        return self._like(x, self._net(x, np.array([t], np.float32), norms=norms, factor=self._factor))
 
     def _like(self, x: Float, velocity: Float) -> Float:
         if velocity.shape != x.shape:

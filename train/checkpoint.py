@@ -160,6 +160,9 @@ def load(path: Path) -> Checkpoint:
         if about["format"] != FORMAT:
             raise CheckpointError(f"{path}: checkpoint format {about['format']}, this rfp reads {FORMAT}; update rfp")
         zero, one = (str(d) for d in about["domains"])
+        net = about["config"]["velocity_net"]
+        if net["type"] == "UNet":
+            net.setdefault("coordinates", False)  # checkpoints from before there were any do not say
         return Checkpoint(
             validate(about["config"], f"the config inside {path}"),
             PHASES[PHASES.index(about["phase"])],

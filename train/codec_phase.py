@@ -109,7 +109,7 @@ def picture_batches(run: Run, learn: Sequence[Indices], config: VAEConfig, start
         i, j = draw(k)
         return i if isinstance(run.domain0, Noise) else int(learn[0][i]), int(learn[-1][j])
 
-    for x0, x1 in batches(run.domain0, run.domain1, pair, size, start, config.steps, run.seed, flip=False):
+    for x0, x1, _ in batches(run.domain0, run.domain1, pair, size, start, config.steps, run.seed, flip=False):
         yield x1 if isinstance(run.domain0, Noise) else torch.stack([x0, x1], dim=1).flatten(0, 1)
 
 

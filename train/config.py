@@ -349,6 +349,13 @@ def with_folders(values: Any, known: Any) -> Any:
     return known if isinstance(values, str) and isinstance(known, str) and file_name(known) == values else values
 
 
+def same_net(wanted: Strict, found: Strict) -> bool:
+    """Whether weights of the net `found` fit one that is `wanted`: what that leaves open is as it is found."""
+    if isinstance(wanted, UNetConfig) and isinstance(found, UNetConfig) and wanted.coordinates is None:
+        wanted = wanted.model_copy(update={"coordinates": found.coordinates})
+    return wanted == found
+
+
 def alike(one: Strict, other: Strict) -> bool:
     """Whether two parts of a config agree, wherever their files lie."""
     return bool(without_folders(one.model_dump()) == without_folders(other.model_dump()))

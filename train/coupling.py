@@ -74,6 +74,11 @@ def structure_pairs(near1: Indices, near0: Indices, seed: int) -> Pair:
     return pair
 
 
+def least_crop(crop_scale: float, size: int, *pictures: tuple[int, int]) -> float:
+    """Side of the smallest crop of pictures of these sizes: `crop_scale`, but LEAST where that would enlarge one."""
+    return max([crop_scale, *(min(LEAST, size / min(picture)) for picture in pictures)])
+
+
 def batches(
     domain0: Domain | Noise,
     domain1: Domain,
@@ -86,11 +91,12 @@ def batches(
     depth: int = 2,
     crop_scale: float = LEAST,
     cutmix: float = 0.0,
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Batches `start` to `stop` of x0, x1 [B, 3, size, size] in [-1, 1]; read ahead by `depth` batches.
 
-    Both pictures of a pair get the same crop and mirroring, which keeps what structure pairing aligned. Noise has
-    the shape that it has. Of several ranks each reads its share of every batch.
+    Both pictures of a pair get the same crop and mirroring, which keeps what structure pairing aligned; where each
+    pixel lies in them comes third, [B, 2, size, size]. Noise has the shape that it has. Of several ranks each reads
+    its share of every batch.
 
     Args:
         crop_scale: side of the smallest crop, of the short side; larger where LEAST would not enlarge the picture.
@@ -99,17 +105,17 @@ def batches(
     """
     size = domain1.size
 
-    def crops(k: int) -> tuple[Uint8 | Float, Uint8]:
+    def crops(k: int) -> tuple[Uint8 | Float, Uint8, Float]:
         i, j = pair(k)
         pictures = [domain1.read(j)] if isinstance(domain0, Noise) else [domain0.read(i), domain1.read(j)]
-        least = max([crop_scale, *(min(LEAST, size / min(picture.size)) for picture in pictures)])
+        least = least_crop(crop_scale, size, *(picture.size for picture in pictures))
         crop = Crop.draw(np.random.default_rng([seed, 3, k]), flip, least)
         *first, x1 = (crop.apply(picture, size) for picture in pictures)
-        return domain0.draw(i) if isinstance(domain0, Noise) else first[0], x1
+        return domain0.draw(i) if isinstance(domain0, Noise) else first[0], x1, crop.place(size)
 
     mine = ranks.share(batch)
     with ThreadPoolExecutor(WORKERS) as pool:
-        pending: deque[list[Future[tuple[Uint8 | Float, Uint8]]]] = deque()
+        pending: deque[list[Future[tuple[Uint8 | Float, Uint8, Float]]]] = deque()
         try:
             for step in range(start, stop + depth):
                 if step < stop:
@@ -121,14 +127,15 @@ def batches(
                     if cutmix:
                         rng = np.random.default_rng([seed, 5, step - depth])
                         drawn = _mixed(drawn, rng.random((batch, 5))[mine], cutmix)
-                    x0, x1 = (torch.from_numpy(to_float(x) if x.dtype == np.uint8 else x) for x in drawn)
-                    yield x0, x1
+                    *ends, place = drawn
+                    x0, x1 = (torch.from_numpy(to_float(x) if x.dtype == np.uint8 else x) for x in ends)
+                    yield x0, x1, torch.from_numpy(place).permute(0, 3, 1, 2)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _mixed(drawn: list[Any], chances: npt.NDArray[np.float64], cutmix: float) -> list[Any]:
-    """Both sides [B + 1, …] of pairs less the last one, `cutmix` of them with a rectangle of the pair after them."""
+    """Sides and places [B + 1, …] of pairs less the last, `cutmix` of them with a rectangle of the pair after them."""
     for n, (chance, *sides) in enumerate(chances):
         if chance < cutmix:
             top, bottom = sorted(round(s * drawn[1].shape[1]) for s in sides[:2])

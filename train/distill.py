@@ -1,6 +1,7 @@
 """Few steps: the net learns to reach, in n Euler steps, where a flow of many steps ended (`rfp distill`)."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -48,15 +49,21 @@ def goes_forward(run: Run, pairs: Pair, step: int) -> Tensor:
 
 
 def distill_losses(
-    config: RFPix2pixModel, v: Callable[[Tensor, Tensor], Tensor], ends: Ends, x0: Tensor, x1: Tensor, scales: Scales
+    config: RFPix2pixModel,
+    v: Callable[..., Tensor],
+    ends: Ends,
+    x0: Tensor,
+    x1: Tensor,
+    place: Tensor,
+    scales: Scales,
 ) -> tuple[Tensor, Tensor]:
     """How far `distill_steps` Euler steps end from the pairs' ends: a distance and a difference in features.
 
     Each pair is followed from its real end. The distance is a mean over pairs, in units of that between the ends.
 
     Args:
-        v: velocity net; ends: those of these pairs.
-        x0, x1: pairs [B, C, H, W]; scales: `flow` is E‖x1 − x0‖².
+        v: velocity net, v(x, t, place=…); ends: those of these pairs.
+        x0, x1: pairs [B, C, H, W]; place: where they lie in their pictures [B, 2, H, W]; scales: `flow` is E‖x1 − x0‖².
     """
     assert config.distill_steps is not None
     steps = config.distill_steps
@@ -65,7 +72,7 @@ def distill_losses(
         if not way.any():
             continue
         mine = way.to(x0.device)
-        got = follow(v, start[mine], steps, *times)
+        got = follow(partial(v, place=place[mine]), start[mine], steps, *times)
         error = (got - end[mine]).float().flatten(1).square().sum(dim=1)
         if config.distill_loss == "huber":
             c = HUBER * x0[0].numel() ** 0.5

@@ -25,6 +25,20 @@ def unpatchify(tokens: Tensor, size: int, height: int, width: int) -> Tensor:
     return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (height, width)), size)
 
 
+def sinusoids(centres: Tensor, channels: int) -> Tensor:
+    """Of positions along one axis in units of SPAN: float32 [...] → [..., channels / 2]."""
+    quarter = channels // 4
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(quarter, device=centres.device) / quarter)
+    angles = centres[..., None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def placed(place: Tensor, channels: int) -> Tensor:
+    """`positions` of tokens whose centres are known: [B, 2, h, w], row and column in [-1, 1] → [B, h·w, channels]."""
+    rows, columns = ((place.float() + 1) * SPAN / 2).unbind(1)
+    return torch.cat([sinusoids(rows, channels), sinusoids(columns, channels)], dim=3).flatten(1, 2)
+
+
 def positions(height: int, width: int, channels: int, device: torch.device) -> Tensor:
     """Sinusoids of the tokens' places: float32 [height·width, channels], half of the channels for each axis.
 
@@ -32,13 +46,9 @@ def positions(height: int, width: int, channels: int, device: torch.device) -> T
     So every size and shape of picture is seen through the range of values that training saw, more finely or more
     coarsely: positions are interpolated, never extrapolated (as PixArt-α does, Chen et al. 2023, arXiv:2310.00426).
     """
-    quarter = channels // 4
-    frequencies = torch.exp(-math.log(10_000) * torch.arange(quarter, device=device, dtype=torch.float32) / quarter)
 
     def axis(n: int) -> Tensor:
-        centres = (torch.arange(n, device=device, dtype=torch.float32) + 0.5) * SPAN / n
-        angles = centres[:, None] * frequencies
-        return torch.cat([angles.sin(), angles.cos()], dim=1)  # [n, channels / 2]
+        return sinusoids((torch.arange(n, device=device, dtype=torch.float32) + 0.5) * SPAN / n, channels)
 
     rows = axis(height)[:, None].expand(-1, width, -1)
     columns = axis(width)[None].expand(height, -1, -1)
@@ -97,7 +107,8 @@ class Block(nn.Module):
 class DiT(nn.Module):
     """v(x_t, t): x [B, channels, H, W] and t [B] or [1] in [0, 1] → velocity like x.
 
-    H and W must be multiples of `config.multiple`; `positions` says how sizes other than training's are seen.
+    H and W must be multiples of `config.multiple`; `positions` says how sizes other than training's are seen. Crops
+    lie where `place` [B, 2, H, W] says, row and column in [-1, 1], as training's do in their pictures.
     A new net returns exactly 0 (zero-initialised output). In training the share `dropout` of the inner features of
     each MLP is left out.
     """
@@ -114,11 +125,14 @@ class DiT(nn.Module):
         self.modulation = linear(width, 2 * width, nn.init.zeros_)
         self.head = linear(width, values, nn.init.zeros_)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, place: Tensor | None = None) -> Tensor:
         size, width = self.config.patch_size, self.config.hidden_size
         rows, columns = x.shape[2] // size, x.shape[3] // size
         emb = self.time(timestep_embedding(t, width).to(x.dtype))
-        h = self.stem(patchify(x, size)) + positions(rows, columns, width, x.device).to(x.dtype)
+        where = positions(rows, columns, width, x.device)
+        if place is not None:
+            where = placed(F.avg_pool2d(place, size), width)
+        h = self.stem(patchify(x, size)) + where.to(x.dtype)
         for block in self.blocks:
             h = block(h, emb)
         shift, scale = self.modulation(emb).chunk(2, dim=1)

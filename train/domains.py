@@ -19,7 +19,7 @@ from PIL import Image
 from ..runtime.discovery import discover
 from ..runtime.errors import MediaError, UsageError
 from ..runtime.media import IMAGE_FORMATS, MAX_PIXELS, Media, read_image
-from ..runtime.pixels import Uint8
+from ..runtime.pixels import Float, Uint8
 from .frame_cache import Film, FrameCache, open_films
 
 Indices = npt.NDArray[np.int64]
@@ -55,6 +55,16 @@ class Crop(NamedTuple):
         scale, dx, dy, mirror = rng.uniform([least, -0.5, -0.5, 0.0], [1.0, 0.5, 0.5, 1.0])
         room = 1 - scale
         return cls(float(scale), float(dx * room), float(dy * room), bool(flip and mirror < 0.5))
+
+    def place(self, size: int) -> Float:
+        """Where the pixels of the square lie in the picture: float32 [size, size, 2], row and column.
+
+        The middle square of the picture goes from -1 to 1.
+        """
+        line = self.scale * (2 * (np.arange(size, dtype=np.float32) + 0.5) / size - 1)
+        rows, columns = 2 * self.dy + line, 2 * self.dx + line
+        where = np.meshgrid(rows, columns[::-1] if self.flip else columns, indexing="ij")
+        return np.stack(where, axis=-1).astype(np.float32)
 
     def apply(self, image: Image.Image, size: int) -> Uint8:
         """Cut out the square and resize it by LANCZOS: uint8 [size, size, 3]."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ..runtime.errors import CheckpointError, ConfigError, UsageError
 from . import checkpoint as ckpt
-from .config import RFPix2pixModel, alike, to_json, with_folders
+from .config import RFPix2pixModel, alike, same_net, to_json, with_folders
 from .noise import RANDOM
 from .parts import option
 from .reading import parse_json, validate
@@ -147,7 +147,10 @@ def same_nets(resumed: ckpt.Checkpoint, config: RFPix2pixModel, where: str) -> N
     later = resumed.phase != "codec"
     other = [
         (config.codec.net != resumed.config.codec.net, "codec"),
-        (resumed.phase == "velocity" and config.velocity_net != resumed.config.velocity_net, "velocity_net"),
+        (
+            resumed.phase == "velocity" and not same_net(config.velocity_net, resumed.config.velocity_net),
+            "velocity_net",
+        ),
         (
             later and config.saliency_loss_weight and not alike(config.saliency_net, resumed.config.saliency_net),
             "saliency_net",

@@ -55,6 +55,13 @@ class UNetConfig(Strict):
         "patches disagree about shows as a grid. For `patch_size` 2 or 4; 0: none.",
     )
 
+    coordinates: bool | None = Field(
+        None,
+        description="Show the net where each pixel lies in its picture, in training in the picture that the crop is "
+        "of: so what belongs to a place, as a badge in a corner, is learned from crops too. `null`: where crops may "
+        "show little of most pictures, as of pictures larger than `max_size`.",
+    )
+
     @property
     def multiple(self) -> int:
         """Height and width must be multiples of this."""

@@ -7,7 +7,7 @@ import torch
 
 from ..runtime.errors import UsageError
 from . import checkpoint as ckpt
-from .config import RFPix2pixModel, alike
+from .config import RFPix2pixModel, alike, same_net
 
 NAMES = {"codec": "codec", "saliency": "classifier", "velocity": "velocity net"}
 """What each phase trains."""
@@ -92,7 +92,7 @@ def _checked(checkpoint: ckpt.Checkpoint, config: RFPix2pixModel, phase: str, wh
     differ = {
         "codec": theirs.codec.net != config.codec.net,
         "saliency_net": phase == "saliency" and not alike(theirs.saliency_net, config.saliency_net),
-        "velocity_net": phase == "velocity" and theirs.velocity_net != config.velocity_net,
+        "velocity_net": phase == "velocity" and not same_net(config.velocity_net, theirs.velocity_net),
     }
     if wrong := [name for name, differs in differ.items() if differs]:
         raise UsageError(f"{where}: its {wrong[0]} is not the config's; give the config that it has")

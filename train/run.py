@@ -26,12 +26,14 @@ from . import checkpoint as ckpt
 from . import ranks
 from .codec_config import VAEConfig
 from .config import RFPix2pixModel, to_json
+from .coupling import least_crop
 from .device import pick_device
 from .domains import Crop, Domain, hold_out, open_domain, part
 from .embedders import find_weights
 from .frame_cache import GIGABYTE, FrameCache
 from .job import Job, describe, read_run, same_nets, same_training, with_recorded_parts
 from .logs import Log, check_loggers, open_logs
+from .net_config import UNetConfig
 from .noise import RANDOM, Noise, noise_domain
 from .parts import Parts, finished, take_parts
 
@@ -43,6 +45,8 @@ DROPOUT, MANY_EPOCHS = 0.3, 50
 """What is left out of the net in trainings of more epochs than that: shorter ones do not gain by it."""
 HUBER = 0.3
 """c of the flow term for pairs of neighbours, some of which are wrong ("Partners that do not fit" in RESULTS.md)."""
+SMALL, LOOKED_AT = 0.75, 16
+"""Crops of a smaller side than that, of the short side, in most of so many pictures of each domain, are `small`."""
 LEAST_STEPS = 500
 """So many a net needs to learn anything, however few the pictures."""
 
@@ -252,7 +256,8 @@ def open_run(job: Job, report: Reporter, dry_run: bool = False) -> Run:
     held: tuple[Domain | Noise, Domain] | None = None
     if job.config.eval_every:
         domain0, domain1, held = set_aside(job.config, job.seed, domain0, domain1)
-    config = resolved(job.config, domain0, domain1)
+    weights = parts.get("velocity", resumed if resumed and resumed.phase == "velocity" else None)
+    config = resolved(job.config, domain0, domain1, weights)
     if resumed and not state:
         report.note(f"{start}: no training state beside it: starting from its weights, at step 0")
     found = [f"{len(d)} pictures in {d.name}" for d in (domain0, domain1) if isinstance(d, Domain)]
@@ -264,11 +269,14 @@ def open_run(job: Job, report: Reporter, dry_run: bool = False) -> Run:
     return run
 
 
-def resolved(config: RFPix2pixModel, domain0: Domain | Noise, domain1: Domain) -> RFPix2pixModel:
-    """The config with what keeps these domains' pairs from being learned by heart, `dropout` and fewer `train_images`,
-    and from being averaged, `flow_loss_huber`.
+def resolved(
+    config: RFPix2pixModel, domain0: Domain | Noise, domain1: Domain, weights: ckpt.Checkpoint | None = None
+) -> RFPix2pixModel:
+    """The config with what it leaves to the data.
 
-    Pairs of noise are never the same, and pairs by name are right: of these only what the config says itself.
+    That keeps pairs from being learned by heart, `dropout` and fewer `train_images`, and from being averaged,
+    `flow_loss_huber`: pairs of noise are never the same, and pairs by name are right, so of these only what the config
+    says itself. And `coordinates`, of the net that the first `weights` are of, or where crops are `small`.
     """
     free = isinstance(domain0, Noise) or config.pairs_by == "paired"
     n = max(len(d) for d in (domain0, domain1) if isinstance(d, Domain))
@@ -284,7 +292,22 @@ def resolved(config: RFPix2pixModel, domain0: Domain | Noise, domain1: Domain) -
     if config.flow_loss_huber is None:
         squares = free or config.pairs_by != "structure" or config.codec.latents
         changes["flow_loss_huber"] = 0.0 if squares else HUBER
+    net = config.velocity_net
+    if isinstance(net, UNetConfig) and net.coordinates is None:
+        theirs = weights and weights.config.velocity_net
+        known = theirs.coordinates if isinstance(theirs, UNetConfig) else small(config, domain0, domain1)
+        changes["velocity_net"] = net.model_copy(update={"coordinates": known})
     return config.model_copy(update=changes)
+
+
+def small(config: RFPix2pixModel, domain0: Domain | Noise, domain1: Domain) -> bool:
+    """Whether the smallest crops of most pictures show so little of them that they do not say where they are."""
+    if not config.random_crop:
+        return False
+    domains = [d for d in (domain0, domain1) if isinstance(d, Domain)]
+    looked_at = [[d.read(i * len(d) // LOOKED_AT).size for i in range(LOOKED_AT)] for d in domains]
+    least = [least_crop(config.crop_scale, config.max_size, *sizes) for sizes in zip(*looked_at, strict=True)]
+    return float(np.median(least)) < SMALL
 
 
 def set_aside(

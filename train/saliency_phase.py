@@ -60,7 +60,7 @@ def train_saliency(run: Run, codec: Codec) -> SaliencyNet:
         run.save("saliency", step, _tensors(codec, net), ckpt.optimizer_tensors(optimizer), metrics)
 
     size, bound = config.train_batch_size, config.saliency_max_steps
-    for x0, x1 in batches(*run.pictures, pair, size, step, bound, run.seed, flip=False):
+    for x0, x1, _ in batches(*run.pictures, pair, size, step, bound, run.seed, flip=False):
         _freeze(net, frozen)
         for group in optimizer.param_groups:
             group["lr"] = config.saliency_learning_rate * (0.1 if net.pretrained and not frozen else 1.0)

@@ -18,6 +18,17 @@ def timestep_embedding(t: Tensor, channels: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
+def whole(x: Tensor) -> Tensor:
+    """Where the pixels of whole pictures [B, C, H, W] lie: row and column, [1, 2, H, W] in [-1, 1].
+
+    From -1 to 1 over the middle square, which is what training cuts its crops from; beyond it, the nearest there.
+    """
+    rows, columns = (torch.arange(n, device=x.device).to(torch.float32) + 0.5 for n in x.shape[2:])
+    shorter = torch.minimum(rows[-1:], columns[-1:]) + 0.5  # a tensor: exporters would freeze the min of two sizes
+    rows, columns = (((2 * a - a[-1:] - 0.5) / shorter).clamp(-1, 1) for a in (rows, columns))
+    return torch.stack(torch.meshgrid(rows, columns, indexing="ij"))[None]
+
+
 class GroupNorm32(nn.GroupNorm):
     """Up to 32 groups of 8 or more channels, in float32 at least: fewer channels a group would erase what one says."""
 
@@ -110,7 +121,10 @@ class UNet(nn.Module):
 
     H and W must be multiples of `config.multiple`. A new net returns exactly 0 (zero-initialised output). In training
     the share `dropout` of what each residual block adds up last is left out, as in Ho et al. 2020 (arXiv:2006.11239).
-    With `fine_channels` a block of whole pixels ends it, which sees x beside what the patches gave.
+    With `fine_channels` a block of whole pixels ends it, which sees x beside what the patches gave. With `coordinates`
+    it sees where each pixel lies (Liu et al. 2018, arXiv:1807.03247): `place` [B, 2, H, W] in [-1, 1] for crops, as
+    conditioning on augmentations keeps them from leaking (Karras et al. 2022, arXiv:2206.00364, section 5), and
+    `whole` where nothing is said.
     """
 
     def __init__(self, config: UNetConfig, channels: int, dropout: float = 0.0) -> None:
@@ -125,7 +139,7 @@ class UNet(nn.Module):
             nn.Linear(2 * (base // 2), emb), activation(config), nn.Linear(emb, emb), activation(config)
         )
         self.patch, self.unpatch = nn.PixelUnshuffle(p), nn.PixelShuffle(p)
-        self.stem = nn.Conv2d(channels * p * p, base, 3, padding=1)
+        self.stem = nn.Conv2d((channels + (2 if config.coordinates else 0)) * p * p, base, 3, padding=1)
 
         self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
         c, skips = base, []
@@ -159,9 +173,13 @@ class UNet(nn.Module):
                 norm(config, f), activation(config), zero(nn.Conv2d(f, channels, 3, padding=1))
             )
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, place: Tensor | None = None) -> Tensor:
         emb = self.time(timestep_embedding(t, 2 * (self.config.model_channels // 2)).to(x.dtype))
-        h = self.stem(self.patch(x))
+        seen = x
+        if self.config.coordinates:
+            place = (whole(x) if place is None else place).to(x.dtype)
+            seen = torch.cat([x, place.expand(x.shape[0], -1, -1, -1)], dim=1)
+        h = self.stem(self.patch(seen))
         skips = []
         for blocks, shrink in zip(self.down, self.shrink, strict=True):
             for block in blocks:  # type: ignore[attr-defined]

@@ -12,7 +12,9 @@ from .net_config import DiTConfig, UNetConfig
 from .unet import UNet
 
 VelocityNet = UNet | DiT
-"""x [B, channels, H, W] and t [B] or [1] in [0, 1] → velocity like x; H and W multiples of `config.multiple`."""
+"""x [B, channels, H, W] and t [B] or [1] in [0, 1] → velocity like x; H and W multiples of `config.multiple`.
+
+`place` [B, 2, H, W] says where in its picture each pixel of crops lies; without it these are whole pictures."""
 
 
 def build_velocity_net(config: RFPix2pixModel) -> VelocityNet:

@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..runtime.pixels import Uint8, to_uint8
@@ -67,14 +68,15 @@ def train_velocity(run: Run, codec: Codec, saliency: SaliencyNet | None) -> None
     if config.compile:
         v.compile()  # in place: weights keep their names, and the average is never compiled
     pairs, h, looks = couple(run, step), saliency.features if saliency else None, perceptual(run)
-    for x0, x1 in coupled(run, codec, ema, pairs, near, step):
-        x0, x1 = (x.to(run.device) for x in (x0, x1))
+    for x0, x1, place in coupled(run, codec, ema, pairs, near, step):
+        x0, x1, place = (x.to(run.device) for x in (x0, x1, place))
         z0 = x0 if isinstance(run.domain0, Noise) else encode(codec, x0, config.train_minibatch_size)
         z1 = encode(codec, x1, config.train_minibatch_size)
-        z0, z1 = self_paired(config, ema, z0, z1, step)
+        place = F.adaptive_avg_pool2d(place, (z1.shape[2], z1.shape[3]))  # of latents, what each of them stands for
+        z0, z1 = self_paired(config, ema, z0, z1, place, step)
         ends = Ends(goes_forward(run, pairs, step), looks) if config.distill_steps else None
         judged = critics if step >= config.critic_from else None
-        figures = velocity_step(run, v, h, optimizer, z0, z1, step, ends, judged)
+        figures = velocity_step(run, v, h, optimizer, z0, z1, place, step, ends, judged)
         average(ema, v, config.ema_decay, step)
         step += 1
         judgement = judge(run, codec, ema, step)
@@ -98,8 +100,11 @@ def train_velocity(run: Run, codec: Codec, saliency: SaliencyNet | None) -> None
 
 def coupled(
     run: Run, codec: Codec, ema: VelocityNet, pairs: Pair, near: ckpt.Tensors, step: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches x0, x1 of pictures from `step` on; now and then pairs are made anew, by the neighbours left in `near`."""
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Batches x0, x1 of pictures, and where they lie in them, from `step` on.
+
+    Now and then pairs are made anew, by the neighbours left in `near`.
+    """
     config, noise = run.config, isinstance(run.domain0, Noise)
     mirror, why = ranks.once(lambda: mirrored(config, run.domain0, run.domain1))
     if why:
@@ -125,12 +130,14 @@ def velocity_step(
     optimizer: torch.optim.Optimizer,
     x0: Tensor,
     x1: Tensor,
+    place: Tensor,
     step: int,
     ends: Ends | None = None,
     critics: Critics | None = None,
 ) -> dict[str, Tensor | float]:
     """One update of v on coupled x0, x1 [B, C, H, W], pictures or latents, this rank's share; returns what to log.
 
+    `place` [B, 2, H, W] says where in their pictures they lie.
     With `ends` v learns to reach the other end of each pair in the config's few steps; with `critics` to make of each
     picture, in as few, what they take for real; else the velocity between them.
     """
@@ -154,16 +161,17 @@ def velocity_step(
     if critics:
         names, weights = ("distance", "told", "critic"), (1.0, config.adversarial_weight, 1.0)
     total = torch.zeros(len(names), device=run.device)
-    for i, (a0, a1, s) in enumerate(zip(x0.split(n), x1.split(n), t.split(n), strict=True)):
+    for i, (a0, a1, s, p) in enumerate(zip(x0.split(n), x1.split(n), t.split(n), place.split(n), strict=True)):
+        there = partial(v, place=p)
         with torch.autocast(run.device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
             terms: tuple[Tensor, ...]
             if critics:
-                terms = critics.losses(v, a0, a1, step, scales, huber)
+                terms = critics.losses(there, a0, a1, step, scales, huber)
             elif ends:
-                terms = distill_losses(config, v, ends.part(i * n, len(a0)), a0, a1, scales)
+                terms = distill_losses(config, v, ends.part(i * n, len(a0)), a0, a1, p, scales)
             else:
                 noise = None if z is None else z[i * n : i * n + len(a0)]
-                terms = losses(v, h, a0, a1, s, scales, noise, huber)
+                terms = losses(there, h, a0, a1, s, scales, noise, huber)
             loss = torch.stack([w * term for w, term in zip(weights, terms, strict=True)]).sum()
         share = len(a0) / size
         (loss * share).backward()

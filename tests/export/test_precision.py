@@ -18,8 +18,9 @@ from rfp.export.half import half
 from rfp.export.int8 import int8
 from rfp.export.source import open_source
 from rfp.runtime import BundleError, ExportError, FlowOptions, UsageError, load_bundle, translate
-from rfp.runtime.norms import GIVEN, SHARE, opened_up
+from rfp.runtime.norms import GIVEN, GIVEN_PLACE, SHARE, Frame, opened_up
 from rfp.runtime.velocity import Velocity
+from rfp.train.unet import whole
 from trainings import noisy
 from typer.testing import CliRunner
 
@@ -57,18 +58,34 @@ def test_a_lone_graph_describes_itself_and_names_nothing_of_this_machine(bundle,
 def test_the_norms_of_every_precision_take_and_tell_statistics(run, bundle, file):
     """As tiles use them: torch's GroupNorms are InstanceNormalizations in the graph, all of which are found."""
     data = (bundle / file).read_bytes()
-    opened, count = opened_up(data)
+    opened, count, placed = opened_up(data)
     norms = [m for m in open_source(run).net.modules() if isinstance(m, torch.nn.GroupNorm)]
-    assert count == len(norms)
+    assert count == len(norms) and placed
     x, t = np.random.default_rng(0).normal(size=(1, 3, 16, 24)).astype(np.float32), np.array([0.3], np.float32)
     (want,) = onnxruntime.InferenceSession(data).run(None, {"x": x, "t": t})
     session = onnxruntime.InferenceSession(opened)
-    feeds = {"x": x, "t": t, SHARE: np.zeros(1, np.float32)}
+    feeds = {"x": x, "t": t, SHARE: np.zeros(1, np.float32), GIVEN_PLACE: whole(torch.from_numpy(x)).numpy()}
     own, *measured = session.run(None, feeds | {GIVEN.format(i): np.zeros((1, 1, 2), np.float32) for i in range(count)})
     assert [m.shape[1] for m in measured] == [norm.num_groups for norm in norms]
     feeds |= {SHARE: np.ones(1, np.float32), **{GIVEN.format(i): m for i, m in enumerate(measured)}}
     for made in (own, session.run(None, feeds)[0]):
         assert np.abs(made - want).max() <= 2e-3 * np.abs(want).max()  # another order of sums, where one is rounded
+
+
+@pytest.mark.parametrize("file", FILES.values())
+def test_a_tile_is_where_an_opened_graph_of_every_precision_is_told(run, bundle, file):
+    """Against PyTorch's net of crops, which takes their places too."""
+    net, frame = open_source(run).net, Frame(8, 16, 48, 40)
+    opened, count, _ = opened_up((bundle / file).read_bytes())
+    x, t = np.random.default_rng(1).uniform(-1, 1, (1, 3, 16, 24)).astype(np.float32), np.array([0.3], np.float32)
+    feeds = {"x": x, "t": t, SHARE: np.zeros(1, np.float32), GIVEN_PLACE: frame.place(16, 24, 1)}
+    feeds |= {GIVEN.format(i): np.zeros((1, 1, 2), np.float32) for i in range(count)}
+    made = onnxruntime.InferenceSession(opened).run(["velocity"], feeds)[0]
+    with torch.no_grad():
+        places = None, torch.from_numpy(frame.place(16, 24, 1))
+        here, there = (net(*map(torch.from_numpy, (x, t)), place) for place in places)
+    apart = np.abs(made - there.numpy()).mean() / (there - here).abs().mean()
+    assert apart < {"fp32": 1e-4, "fp16": 0.02, "int8": 0.75}[next(p for p, name in FILES.items() if name == file)]
 
 
 def test_a_graph_that_does_not_run_is_not_kept_either(run, tmp_path, quick, monkeypatch):

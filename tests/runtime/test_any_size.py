@@ -83,7 +83,7 @@ def test_no_step_stands_where_tiles_meet(make):
 def test_the_net_never_sees_more_than_a_tile(make, monkeypatch):
     flow, seen = make(bundles.blur(), tile=64), []
     call = Network.__call__
-    count = lambda self, x, *t, norms=None: seen.append(x.shape) or call(self, x, *t, norms=norms)  # noqa: E731
+    count = lambda self, x, *t, **tile: seen.append(x.shape) or call(self, x, *t, **tile)  # noqa: E731
     monkeypatch.setattr(Network, "__call__", count)
     assert flow(picture(4, 300, 200)[None]).shape == (1, 300, 200, 3)
     assert max(shape[0] * shape[2] * shape[3] for shape in seen) <= 64 * 64

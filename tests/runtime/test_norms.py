@@ -10,8 +10,9 @@ from onnx import helper
 from rfp.runtime import BundleError, FlowOptions, load_bundle
 from rfp.runtime.codec import Identity
 from rfp.runtime.flow import Flow
-from rfp.runtime.norms import GIVEN, MEASURED, SHARE, Norms, opened_up
+from rfp.runtime.norms import GIVEN, MEASURED, PLACE, SHARE, Frame, Norms, opened_up
 from rfp.runtime.velocity import Velocity
+from rfp.train.unet import whole
 
 EPSILON = 1e-3
 
@@ -36,7 +37,7 @@ def run(session, x, share, given):
 
 def test_an_opened_norm_tells_its_statistics_and_takes_others():
     model = normalised()
-    data, count = opened_up(model.SerializeToString())
+    data, count, _ = opened_up(model.SerializeToString())
     onnx.checker.check_model(onnx.load_from_string(data))
     session = onnxruntime.InferenceSession(data)
     x, other = (np.random.default_rng(i).normal(i, 1 + i, (2, 3, 8, 12)).astype(np.float32) for i in range(2))
@@ -57,11 +58,11 @@ def test_agreed_statistics_are_those_of_all_tiles_as_one():
     x = np.random.default_rng(3).normal(2, 3, (4, 5, 100))
     norms = Norms()
     for part in x:
-        norms.begin()
+        norms.begin(Frame(0, 0, 8, 8))
         assert norms.known() is None
         norms.add([np.stack([part.mean(1), part.var(1)], -1)[None].astype(np.float32)])
     norms.agree()
-    norms.begin()
+    norms.begin(Frame(0, 0, 8, 8))
     ((known,),) = (norms.known(),)
     assert np.allclose(known[0], np.stack([x.mean((0, 2)), x.var((0, 2))], -1), atol=1e-4)
 
@@ -78,9 +79,28 @@ def test_tiles_of_one_norm_are_the_whole_picture(tmp_path):
     assert np.abs(alone.astype(int) - whole[:64, :64]).max() > 20
 
 
+@pytest.mark.parametrize(("height", "width"), [(128, 96), (96, 200), (160, 160)])
+def test_tiles_know_where_they_lie(tmp_path, height, width):
+    """v shows in red and green where each pixel lies, as training says it of whole pictures."""
+    nodes = [
+        *normalised().graph.node[3:-1],  # the norm, without which no graph is opened; what it gives is not used
+        helper.make_node("Conv", ["zero", "fewer"], ["middle"]),
+        helper.make_node("Identity", ["middle"], [PLACE]),
+        helper.make_node("Conv", [PLACE, "more"], ["velocity"]),
+    ]
+    norm = [v for v in normalised().graph.initializer if v.name in ("scale", "bias")]
+    weights = [("fewer", np.zeros((2, 3, 1, 1))), ("more", np.eye(3, 2)[..., None, None])]
+    model = bundles.velocity_graph(nodes, [*norm, *(bundles.constant(*w) for w in weights)])
+    bundle = load_bundle(bundles.write_bundle(tmp_path / "bundle", model, default_steps=1))
+    flow = Flow(Velocity(bundle, "cpu"), Identity(), bundle.manifest, FlowOptions(size="native", tile=64, overlap=16))
+    grey = np.full((1, height, width, 3), 127, np.uint8)
+    place = whole(torch.zeros(1, 3, height, width))[0].permute(1, 2, 0).numpy()
+    assert np.abs(flow(grey)[0, ..., :2] - 127.5 * (place + 1)).max() < 2
+
+
 def test_a_graph_without_norms_stays_as_it_is_and_a_damaged_one_is_refused():
     model = bundles.blur().SerializeToString()
-    assert opened_up(model) == (model, 0)
+    assert opened_up(model) == (model, 0, False)
     data = normalised().SerializeToString()
     for damaged in (data[:-3], b"\x3b" + data, b"\xff" * 20):
         with pytest.raises(BundleError, match="damaged"):

@@ -49,6 +49,17 @@ def test_a_checkpoint_may_be_read_by_whom_the_umask_lets(made):
     assert len(modes) == 3 and len(set(modes.values())) == 1, modes
 
 
+def test_checkpoints_from_before_there_were_coordinates_have_none(made):
+    path, checkpoint = made
+    blind = tiny(velocity_net=to_json(checkpoint.config)["velocity_net"] | {"coordinates": False})
+    tensors = {f"velocity_ema.{k}": w.clone() for k, w in build_velocity_net(blind).state_dict().items()}
+    ckpt.save(path, replace(checkpoint, config=blind, tensors=tensors), {})
+    about = json.loads(ckpt._read(path)[1])["config"]
+    del about["velocity_net"]["coordinates"]
+    rewrite(path, config=about)
+    assert ckpt.load(path).config == blind and ckpt.load(path).velocity().config.coordinates is False
+
+
 def test_loaded_tensors_are_as_aligned_as_torchs_own(made):
     """Kernels round differently on odd addresses, and resuming must not change a bit."""
     tensors = ckpt.load(made[0]).tensors.values()

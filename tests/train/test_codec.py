@@ -258,7 +258,7 @@ def test_the_phases_follow_one_another_on_one_codec(work):
         and not found["velocity"].part("codec_net")
     )
     assert found["velocity"].velocity().channels == 3 and found["velocity"].codec().std.min() > 0
-    assert found["velocity"].tensors["velocity_ema.stem.weight"].shape[1] == 3
+    assert found["velocity"].tensors["velocity_ema.stem.weight"].shape[1] == 3 + 2  # and coordinates
     with Image.open(run / "samples" / "codec-00000006.png") as grid:  # 3 + 3 pictures in 2 columns of before | after
         assert grid.size == (4 * 16, 3 * 16)
     with Image.open(run / "samples" / "step-00000006.png") as grid:

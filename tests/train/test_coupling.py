@@ -76,7 +76,7 @@ def test_both_pictures_of_a_pair_get_the_same_crop_and_mirroring(tmp_path):
     Image.fromarray(noisy(128, 1, (30, 22))).save(tmp_path / "d" / "a.png")
     domain = open_domain([tmp_path / "d"], 16)
     pictures = set()
-    for x0, x1 in batches(domain, domain, random_pairs(1, 1, 0), 6, 0, 3, 0, flip=True):
+    for x0, x1, _ in batches(domain, domain, random_pairs(1, 1, 0), 6, 0, 3, 0, flip=True):
         assert torch.equal(x0, x1)
         pictures |= {tuple(x.flatten().tolist()) for x in x0}
     assert len(pictures) == 18  # each pair has a crop of its own
@@ -90,11 +90,11 @@ def test_crops_are_as_small_as_asked_for_but_enlarge_nothing(tmp_path):
         Image.fromarray(ramp).save(tmp_path / name / "a.png")
     large, small = (open_domain([tmp_path / name], 40) for name in ("large", "small"))
     for domains, least in (((large, large), 0.5), ((large, small), 0.9), ((small, large), 0.9)):
-        x0, x1 = next(iter(batches(*domains, random_pairs(1, 1, 0), 400, 0, 1, 0, False, crop_scale=0.5)))
+        x0, x1, _ = next(iter(batches(*domains, random_pairs(1, 1, 0), 400, 0, 1, 0, False, crop_scale=0.5)))
         for x in (x0, x1):
             width = (x[:, 0, 0, -1] - x[:, 0, 0, 0]) / 2 * 40 / 39
             assert least - 0.03 < width.min() < least + 0.05 and width.max() > 0.95
-    whole, _ = next(iter(batches(large, large, random_pairs(1, 1, 0), 4, 0, 1, 0, False, crop_scale=1.0)))
+    whole, *_ = next(iter(batches(large, large, random_pairs(1, 1, 0), 4, 0, 1, 0, False, crop_scale=1.0)))
     assert torch.equal(whole, whole[:1].expand_as(whole))
 
 
@@ -109,7 +109,10 @@ def test_cutmix_puts_a_rectangle_of_the_next_pair_at_the_same_place_in_both_pict
     domains = [open_domain([tmp_path / name], 16) for name in "ab"]
     pair = random_pairs(12, 12, 3)
     plain, mixed = (
-        [torch.cat(side) for side in zip(*batches(*domains, pair, 6, 0, 51, 3, False, cutmix=share), strict=True)]
+        [
+            torch.cat(side)
+            for side in list(zip(*batches(*domains, pair, 6, 0, 51, 3, False, cutmix=share), strict=True))[:2]
+        ]
         for share in (0.0, 0.5)
     )
     changed0, changed1 = (((m - p).abs().amax(dim=1) > 0.001)[:-1] for m, p in zip(mixed, plain, strict=True))
@@ -128,13 +131,30 @@ def test_cutmix_puts_a_rectangle_of_the_next_pair_at_the_same_place_in_both_pict
     assert 0.35 < count / len(changed0) < 0.55  # half, but for rectangles of no area
 
 
+@pytest.mark.parametrize(("side", "wide"), [(256, 256), (256, 384), (40, 40)])
+def test_every_pixel_is_where_its_batch_says(tmp_path, side, wide):
+    """Of pictures that show, in red and green, where each of their pixels is in the middle square."""
+    (tmp_path / "d").mkdir()
+    rows, columns = np.meshgrid((np.arange(side) + 0.5) / side, (np.arange(wide) + 0.5 - wide / 2) / side + 0.5)
+    shown = np.stack([rows.T, columns.T, 0 * rows.T], axis=2).clip(0, 1)
+    Image.fromarray(np.rint(255 * shown).astype(np.uint8)).save(tmp_path / "d" / "a.png")
+    domain = open_domain([tmp_path / "d"], 32)
+    options = {"crop_scale": 0.5, "cutmix": 0.5}
+    x0, x1, place = next(iter(batches(domain, domain, random_pairs(1, 1, 0), 64, 0, 1, 0, True, **options)))
+    assert place.shape == (64, 2, 32, 32) and place.dtype == torch.float32
+    inner = slice(1, -1)  # at a picture's border LANCZOS has nothing beyond it
+    for x in (x0, x1):
+        assert (x[:, :2] - place)[..., inner, inner].abs().max() < 0.03
+    assert (place[:, 1, :, 0] > place[:, 1, :, -1]).any() and place.amax() - place.amin() > 1.8
+
+
 def test_half_of_the_pairs_are_mirrored_and_none_without_flip(tmp_path):
     (tmp_path / "d").mkdir()
     slope = np.repeat(np.linspace(0, 255, 32).astype(np.uint8)[None, :, None], 32, 0).repeat(3, 2)
     Image.fromarray(slope).save(tmp_path / "d" / "a.png")
     domain = open_domain([tmp_path / "d"], 16)
     for flip in (True, False):
-        x, _ = next(iter(batches(domain, domain, random_pairs(1, 1, 0), 64, 0, 1, 0, flip)))
+        x, *_ = next(iter(batches(domain, domain, random_pairs(1, 1, 0), 64, 0, 1, 0, flip)))
         mirrored = (x[..., 0] > x[..., -1]).all(dim=(1, 2)).sum().item()
         assert 20 < mirrored < 44 if flip else mirrored == 0
 
@@ -145,14 +165,14 @@ def test_batches_are_the_same_when_started_in_the_middle(domains):
     for start in (0, 1, 4, 6):
         rest = list(batches(*domains, pair, 5, start, 6, 5, True))
         assert len(rest) == 6 - start
-        for (a0, a1), (b0, b1) in zip(rest, whole[start:], strict=True):
-            assert torch.equal(a0, b0) and torch.equal(a1, b1)
+        for rest_of, same in zip(rest, whole[start:], strict=True):
+            assert all(map(torch.equal, rest_of, same))
     assert not torch.equal(next(iter(batches(*domains, pair, 5, 0, 1, 6, True)))[0], whole[0][0])
 
 
 def test_pair_k_is_the_k_th_picture_of_the_batches(domains):
     pair = random_pairs(len(domains[0]), len(domains[1]), 5)
-    x0, x1 = list(batches(*domains, pair, 4, 0, 3, 5, False))[2]
+    x0, x1, _ = list(batches(*domains, pair, 4, 0, 3, 5, False))[2]
     for place in range(4):
         i, j = pair(2 * 4 + place)
         crop = Crop.draw(np.random.default_rng([5, 3, 8 + place]), False)

@@ -2,9 +2,9 @@ import math
 
 import pytest
 import torch
-from rfp.train.dit import SPAN, DiT, modulate, patchify, positions, unpatchify
+from rfp.train.dit import SPAN, DiT, modulate, patchify, placed, positions, unpatchify
 from rfp.train.net_config import DiTConfig
-from rfp.train.unet import timestep_embedding
+from rfp.train.unet import timestep_embedding, whole
 
 SMALL = {"patch_size": 2, "hidden_size": 16, "depth": 2, "num_attention_heads": 2, "mlp_ratio": 2.0}
 T = torch.tensor([0.3, 0.8])
@@ -42,10 +42,10 @@ def test_training_leaves_the_share_dropout_of_each_mlps_features_out():
         block.mlp[2].register_forward_pre_hook(lambda _m, given: seen.append(given[0]))
     v(x(64), T[:1])
     assert len(seen) == 2 * len(v.blocks)
-    for whole, left in zip(seen[::2], seen[1::2], strict=True):
+    for all_of_it, left in zip(seen[::2], seen[1::2], strict=True):
         out = left == 0
         assert out.float().mean().item() == pytest.approx(0.3, abs=0.03)
-        torch.testing.assert_close(left[~out], whole[~out] / 0.7)
+        torch.testing.assert_close(left[~out], all_of_it[~out] / 0.7)
 
 
 def test_unpatchify_undoes_patchify_and_a_token_is_a_square_of_pixels():
@@ -65,6 +65,20 @@ def test_positions_are_sines_and_cosines_of_the_centres_of_the_tokens():
             angles = [y, y / 100, z, z / 100]  # 1 / 10000^(k/2) for k = 0, 1
             want = [f(a) for pair in (angles[:2], angles[2:]) for f in (math.sin, math.cos) for a in pair]
             torch.testing.assert_close(grid[row, column], torch.tensor(want), atol=2e-6, rtol=0)
+
+
+def test_tokens_of_crops_are_where_they_are_said_to_be():
+    """A whole square is seen as without a word, and the first quarter of it as what that is of twice as fine a net."""
+    v, square = net(), x(2, 8, 8)
+    place = whole(square)
+    torch.testing.assert_close(v(square, T, place.expand(2, -1, -1, -1)), v(square, T))
+    quarter = (place - 1) / 2  # its rows and columns go from -1 to 0
+    tokens = placed(torch.nn.functional.avg_pool2d(quarter, v.config.patch_size), 8).view(-1, 8)
+    n = 8 // v.config.patch_size
+    finer = positions(2 * n, 2 * n, 8, torch.device("cpu")).view(2 * n, 2 * n, 8)[:n, :n].flatten(0, 1)
+    torch.testing.assert_close(tokens, finer)
+    both = torch.cat([place, quarter])
+    assert (v(square, T, both)[1] - v(square, T)[1]).abs().max() > 1e-3
 
 
 def test_no_two_places_look_alike():

@@ -124,7 +124,7 @@ def test_255_comes_back_as_255_and_0_as_0(tmp_path):
         save(tmp_path / f"{level}" / "a.png", np.full((300, 200, 3), level, np.uint8))
         domain = open_domain([tmp_path / f"{level}"], 16)
         assert (domain.crop(0, Crop(0.93, 0.02, -0.03)) == level).all()
-        x0, _ = next(iter(batches(domain, domain, random_pairs(1, 1, 0), 2, 0, 1, 0, True)))
+        x0, *_ = next(iter(batches(domain, domain, random_pairs(1, 1, 0), 2, 0, 1, 0, True)))
         assert (x0 == (1 if level else -1)).all()
 
 
@@ -215,5 +215,5 @@ def test_a_domain_is_not_read_into_memory_when_it_is_opened(tmp_path, monkeypatc
 def test_crops_are_tensors_in_minus_one_to_one(tmp_path):
     save(tmp_path / "d" / "a.png", noisy(128, 1, (20, 20)))
     domain = open_domain([tmp_path / "d"], 16)
-    x0, _ = next(iter(batches(domain, domain, random_pairs(1, 1, 0), 3, 0, 1, 0, True)))
+    x0, *_ = next(iter(batches(domain, domain, random_pairs(1, 1, 0), 3, 0, 1, 0, True)))
     assert x0.shape == (3, 3, 16, 16) and x0.dtype == torch.float32 and -1 <= x0.min() < -0.5 < 0.5 < x0.max() <= 1

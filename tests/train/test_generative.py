@@ -45,7 +45,7 @@ def drawn(work, start, stop, seed=0):
 
 
 def test_x0_is_standard_normal_and_no_two_pairs_share_one(work):
-    x0 = torch.cat([x0 for x0, _ in drawn(work, 0, 40)])
+    x0 = torch.cat([x0 for x0, *_ in drawn(work, 0, 40)])
     assert x0.shape == (200, 3, 16, 16) and x0.dtype == torch.float32
     n = x0.numel()  # 153,600 values: five standard errors of the mean, the variance and the fourth moment
     assert abs(x0.mean()) < 5 / n**0.5 and abs(x0.var() - 1) < 5 * (2 / n) ** 0.5

@@ -84,7 +84,7 @@ def test_each_turn_changes_the_pairs_from_its_step_on(work, often, monkeypatch):
     def batches(domain0, domain1, pairs, size, step, stop, seed, mirror, **options):
         segments.append((step, stop, pairs(0), pairs(1)))
         x = torch.zeros(5, 3, 16, 16)
-        yield from ((x, x + 1) for _ in range(step, stop))
+        yield from ((x, x + 1, x[:, :2]) for _ in range(step, stop))
 
     def anew(run, codec, ema, step):
         n = len(made)

@@ -107,14 +107,16 @@ def test_the_distance_is_that_of_euler_steps_from_each_pairs_real_end(steps, los
     forward = torch.tensor([True, False, True, True, False])
     scales = Scales((x1 - x0).square().sum() / 5, torch.ones(()))
 
-    def v(x, t):
-        return 0.5 * x + t.view(-1, 1, 1, 1)
+    place = torch.randn(5, 2, 4, 4)
+
+    def v(x, t, place):
+        return 0.5 * x + t.view(-1, 1, 1, 1) + place[:, :1]
 
     total = 0.0
-    for a, b, there in zip(x0, x1, forward, strict=True):
+    for a, b, p, there in zip(x0, x1, place, forward, strict=True):
         x, end, dt = (a, b, 1 / steps) if there else (b, a, -1 / steps)
         for k in range(steps):
-            x = x + (0.5 * x + (0.0 if there else 1.0) + k * dt) * dt
+            x = x + (0.5 * x + p[:1] + (0.0 if there else 1.0) + k * dt) * dt
         square = float((x - end).square().sum())
         c = 0.00054 * 48**0.5
         if loss == "l2":
@@ -122,7 +124,7 @@ def test_the_distance_is_that_of_euler_steps_from_each_pairs_real_end(steps, los
         else:
             total += ((square + c * c) ** 0.5 - c) / float(scales.flow) ** 0.5
     config = tiny(distill_steps=steps, distill_loss=loss, coupling="paired", saliency_loss_weight=0)
-    distance, difference = distill_losses(config, v, Ends(forward, None), x0, x1, scales)
+    distance, difference = distill_losses(config, v, Ends(forward, None), x0, x1, place, scales)
     assert float(distance) == pytest.approx(total / 5, rel=1e-5) and difference == 0
 
 

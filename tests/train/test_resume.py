@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,12 +15,13 @@ from PIL import Image
 from rfp.runtime import CheckpointError, TrainingError, UsageError
 from rfp.train import checkpoint as ckpt
 from rfp.train.config import alike, to_json, without_folders
-from rfp.train.domains import open_domain
+from rfp.train.domains import Crop, open_domain
 from rfp.train.job import Job, config_of
 from rfp.train.net_config import ResNetSaliencyNet
 from rfp.train.noise import noise_domain
 from rfp.train.plan import plan
 from rfp.train.run import DROPOUT, EPOCHS, HUBER, LEAST_STEPS, MANY_EPOCHS, Interrupted, resolved, train
+from rfp.train.unet import UNet
 from trainings import LATENT, TINY, Listener, assert_same, draw_domains, finish, job, tiny
 
 STRUCTURE = {"structure_pairing": True, "structure_candidates": 2}
@@ -244,6 +247,59 @@ def test_only_pairs_of_neighbours_are_kept_from_being_learned_by_heart(work):
     assert [huber(noise), huber(coupling="random"), huber(coupling="paired"), huber(**LATENT)] == [0] * 4
     short, long = (resolved(tiny(warmup_images=9, max_epochs=m), *domains) for m in (1, 1000))
     assert (short.warmup_images, long.warmup_images) == (n // 10, 9)
+
+
+def test_a_net_sees_coordinates_where_crops_are_small_or_its_weights_do(work, tmp_path):
+    """The pictures are 20 px wide."""
+
+    def sees(value=None, domain0=None, weights=None, **changes):
+        config = tiny(velocity_net=TINY["velocity_net"] | {"coordinates": value}, **changes)
+        domains = [open_domain([work / name], config.max_size, 1 << 20) for name in ("dark", "bright")]
+        zero = noise_domain(tiny(saliency_loss_weight=0), 0) if domain0 else domains[0]
+        return resolved(config, zero, domains[1], weights).velocity_net.coordinates
+
+    assert not sees() and sees(True)
+    assert sees(max_size=8) and sees(domain0="noise", max_size=8) and not sees(False, max_size=8)
+    assert not sees(max_size=8, crop_scale=0.9) and not sees(max_size=8, random_crop=False)
+    nets = {v: TINY["velocity_net"] | {"coordinates": v} for v in (None, False, True)}
+    weights = {v: SimpleNamespace(config=tiny(velocity_net=net)) for v, net in nets.items()}
+    assert sees(weights=weights[True]) and not sees(max_size=8, weights=weights[False])
+    # and a run is gone on with as it began, though its own config leaves it open
+    open_ = {"velocity_net": nets[None], "saliency_loss_weight": 0}
+    whole, parted = (job(work, tmp_path / name, max_size=8, **open_) for name in ("whole", "parted"))
+    interrupted(parted, ("velocity", 3))
+    finish(parted)
+    finish(whole)
+    assert ckpt.load(ckpt.find(tmp_path / "whole")).config.velocity_net.coordinates
+    assert_same(tmp_path / "whole", tmp_path / "parted")
+    finish(replace(job(work, tmp_path / "on", **open_), parts={"velocity": tmp_path / "whole"}))
+    assert ckpt.load(ckpt.find(tmp_path / "on")).config.velocity_net.coordinates
+
+
+@pytest.mark.parametrize("latents", [{}, LATENT])
+def test_every_step_tells_the_net_where_its_crops_lie(work, tmp_path, monkeypatch, latents):
+    """Those of the batches, pair by pair; of latents the means of what each of them stands for."""
+    told, drawn, size, share = [], [], 16, 8 if latents else 16
+    forward, draw = UNet.forward, Crop.draw
+
+    def hear(self, x, t, place=None):
+        if self.training:
+            told.append(place)
+        return forward(self, x, t, place)
+
+    def remember(rng, flip, least):
+        drawn.append(draw(rng, flip, least))
+        return drawn[-1]
+
+    monkeypatch.setattr(UNet, "forward", hear)
+    monkeypatch.setattr(Crop, "draw", remember)
+    monkeypatch.setattr("rfp.train.coupling.WORKERS", 1)  # in order
+    changes = {"saliency_loss_weight": 0, "random_crop": True, "cutmix": 0.0} | latents
+    finish(job(work, tmp_path / "run", **changes))
+    places = torch.cat(told)
+    crops = drawn[-len(places) :]
+    wanted = torch.stack([torch.from_numpy(crop.place(size)).permute(2, 0, 1) for crop in crops])
+    torch.testing.assert_close(places, torch.nn.functional.avg_pool2d(wanted, size // share))
 
 
 def test_a_branch_goes_on_from_the_start_and_then_from_its_own_checkpoints(work, tmp_path):

@@ -14,15 +14,15 @@ DARK, BRIGHT = torch.full((8, 3, 4, 4), -0.5), torch.full((8, 3, 4, 4), 0.25)
 
 
 class Constant(torch.nn.Module):
-    """v = 0.3 everywhere: what it makes of x0 is x0 + 0.3, and of x1 going back x1 − 0.3."""
+    """v = 0.3 at place 0: what it makes of x0 is x0 + 0.3, and of x1 going back x1 − 0.3."""
 
-    def forward(self, x, t):
-        return torch.full_like(x, 0.3)
+    def forward(self, x, t, place):
+        return torch.full_like(x, 0.3) + place[:, :1]
 
 
-def paired(step=100, x0=DARK, x1=BRIGHT, **changes):
+def paired(step=100, x0=DARK, x1=BRIGHT, place=None, **changes):
     config = tiny(train_batch_size=8, train_minibatch_size=3, train_images=800, **changes)
-    return self_paired(config, Constant(), x0, x1, step)
+    return self_paired(config, Constant(), x0, x1, x0[:, :2] * 0 if place is None else place, step)
 
 
 def means(x):
@@ -38,6 +38,12 @@ def test_half_of_the_pairs_are_joined_by_the_flow_by_turns_and_keep_a_real_end()
 def test_made_ends_are_pictures_and_a_share_of_one_takes_all():
     x0, x1 = paired(self_pairing=1.0, x0=DARK + 1.4, x1=BRIGHT)
     assert means(x0) == [-0.05, 0.9] * 4 and means(x1) == [0.25, 1.0] * 4
+
+
+def test_what_is_joined_is_joined_where_it_lies():
+    place = torch.arange(8)[:, None, None, None].expand(8, 2, 4, 4) / 100
+    x0, x1 = paired(self_pairing=1.0, place=place)
+    assert means(x0)[::2] == [-0.05, -0.07, -0.09, -0.11] and means(x1)[1::2] == [-0.19, -0.17, -0.15, -0.13]
 
 
 def test_nothing_changes_before_its_start_or_without_it():

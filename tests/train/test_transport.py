@@ -70,7 +70,7 @@ def test_a_pair_is_the_same_whoever_asks_and_when(domains):
 
 def test_both_pictures_keep_one_crop_and_mirroring(domains):
     pair = transport_pairs(*domains, random_pairs(23, 31, 4), 6)
-    x0, x1 = list(batches(*domains, pair, 6, 0, 3, 4, flip=True))[2]
+    x0, x1, _ = list(batches(*domains, pair, 6, 0, 3, 4, flip=True))[2]
     for place in range(6):
         i, j = pair(12 + place)
         crop = Crop.draw(np.random.default_rng([4, 3, 12 + place]), True)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from rfp.train.net_config import UNetConfig
-from rfp.train.unet import ResBlock, UNet, timestep_embedding
+from rfp.train.unet import ResBlock, UNet, timestep_embedding, whole
 
 SMALL = {"model_channels": 8, "ch_mult": [1, 2], "num_res_blocks": 1}
 FINE = {"patch_size": 2, "fine_channels": 8}
@@ -63,10 +63,10 @@ def test_training_leaves_the_share_dropout_of_each_blocks_features_out():
         block.conv2.register_forward_pre_hook(lambda _m, given: seen.append(given[0]))
     v(x(64), T[:1])
     assert len(seen) == 3 * len(blocks)  # of each its first activation, its second, and what is left of that
-    for whole, left in zip(seen[1::3], seen[2::3], strict=True):
+    for all_of_it, left in zip(seen[1::3], seen[2::3], strict=True):
         out = left == 0
         assert out.float().mean().item() == pytest.approx(0.3, abs=0.03)
-        torch.testing.assert_close(left[~out], whole[~out] / 0.7)
+        torch.testing.assert_close(left[~out], all_of_it[~out] / 0.7)
 
 
 def test_the_output_depends_on_t_from_the_first_steps_of_training_on():
@@ -116,6 +116,7 @@ def test_time_scales_and_shifts_each_channel():
         ("num_attention_heads", 2),
         ("patch_size", 2),
         ("fine_channels", 4),
+        ("coordinates", True),
     ],
 )
 def test_every_key_changes_the_net(key, value):
@@ -141,6 +142,26 @@ def test_fine_channels_see_each_pixel_where_it_is():
     moved = (v(here, T) - v(there, T)).abs().sum(dim=(0, 1)) > 0
     rows, columns = (moved.any(dim=d).nonzero().flatten().tolist() for d in (1, 0))
     assert rows == list(range(3, 12)) and columns == list(range(4, 13))
+
+
+def test_whole_pictures_go_from_minus_1_to_1_over_their_middle_square():
+    place = whole(torch.zeros(3, 5, 4, 8))
+    assert place.shape == (1, 2, 4, 8)
+    line = torch.tensor([-0.75, -0.25, 0.25, 0.75])
+    assert torch.equal(place[0, 0], line[:, None].expand(4, 8))
+    assert torch.equal(place[0, 1, 0], torch.tensor([-1.0, -1.0, *line.tolist(), 1.0, 1.0]))
+    assert torch.equal(whole(torch.zeros(1, 3, 8, 4)), place.flip(1).transpose(2, 3))
+
+
+@pytest.mark.parametrize("changes", [{}, {"patch_size": 2}, FINE])
+def test_coordinates_tell_the_net_where_each_picture_of_a_batch_lies(changes):
+    v, blind = net(coordinates=True, **changes), net(**changes)
+    there = whole(x()).repeat(2, 1, 1, 1)
+    there[1] = 0.5 * there[1] + 0.25
+    here, elsewhere = v(x(), T), v(x(), T, there)
+    torch.testing.assert_close(elsewhere[:1], here[:1])
+    assert (elsewhere[1] - here[1]).abs().max() > 1e-3
+    assert torch.equal(blind(x(), T, there), blind(x(), T))
 
 
 def test_every_key_is_tried_above():
