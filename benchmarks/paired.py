@@ -14,7 +14,7 @@ import numpy as np
 from rfp.cli.gallery import gallery
 from rfp.cli.train_report import reporter
 from rfp.export.bundle import export_bundle
-from rfp.runtime import translate
+from rfp.runtime import FlowOptions, translate
 from rfp.runtime.discovery import discover
 from rfp.runtime.media import read_image
 from rfp.runtime.metrics import l1, psnr, ssim, texture_energy
@@ -50,7 +50,8 @@ def main() -> None:
         train(Job(config, (args.data / "train0",), (args.data / "train1",), out / "run"), report)
     seconds = time.monotonic() - start
     export_bundle(out / "run", out / "bundle", overwrite=True)
-    translate(out / "bundle", [args.data / "test0"], out / "translated", overwrite=True)
+    flow = FlowOptions(upscale="resize")  # to the truth's own size, where max_size is another
+    translate(out / "bundle", [args.data / "test0"], out / "translated", flow=flow, overwrite=True)
     columns = [pictures(folder) for folder in (args.data / "test0", out / "translated", args.data / "test1")]
     shown = np.linspace(0, len(columns[0]) - 1, min(args.rows, len(columns[0]))).astype(int)
     rows = [[column[i] for column in columns] for i in shown]
