@@ -129,9 +129,7 @@ class DiT(nn.Module):
         size, width = self.config.patch_size, self.config.hidden_size
         rows, columns = x.shape[2] // size, x.shape[3] // size
         emb = self.time(timestep_embedding(t, width).to(x.dtype))
-        where = positions(rows, columns, width, x.device)
-        if place is not None:
-            where = placed(F.avg_pool2d(place, size), width)
+        where = positions(rows, columns, width, x.device) if place is None else placed(F.avg_pool2d(place, size), width)
         h = self.stem(patchify(x, size)) + where.to(x.dtype)
         for block in self.blocks:
             h = block(h, emb)
