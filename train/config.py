@@ -148,7 +148,7 @@ class RFPix2pixModel(Strict):
     self_pairing_start: Fraction = Field(
         0.2, description="Share of the training after which `self_pairing` begins: by then the net makes something."
     )
-    structure_candidates: Positive = Field(4, description="Nearest neighbours that a picture is paired with.")
+    structure_candidates: Positive = Field(2, description="Nearest neighbours that a picture is paired with.")
     structure_embedder: Literal[
         "hog", "foreground", "thumbnail", "pixels", "backbone", "dinov2_vits14", "dinov2_vitb14", "dinov2_vitl14"
     ] = Field(
