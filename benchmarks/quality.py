@@ -70,6 +70,8 @@ class Idea:
     """Channels of a last block of whole pixels."""
     coordinates: bool = False
     """The net sees where each pixel of a crop lies in its picture."""
+    input_gain: bool = False
+    """v = y(x, t) + a(x, t)·x, both maps."""
     dropout: float = 0.0
     gain: bool = False
     """v = UNet(x, t) + g(t)·x with a learned g, so that the net need not copy x to take it away."""
@@ -257,7 +259,8 @@ def train(idea: Idea, net: nn.Sequential, d0: Domain, d1: Domain, look: Callable
         pair = similar_pairs(idea, *(embed(idea, net, x) for x in every))
     mosaic = mosaics(idea, d0, d1, every, net) if idea.local else None
     sizes = {"model_channels": idea.width, "patch_size": idea.patch, "fine_channels": idea.fine}
-    config = UNetConfig(ch_mult=list(idea.levels), num_res_blocks=1, coordinates=idea.coordinates, **sizes)
+    sees = {"coordinates": idea.coordinates, "input_gain": idea.input_gain}
+    config = UNetConfig(ch_mult=list(idea.levels), num_res_blocks=1, **sees, **sizes)
     v = (Gained if idea.gain else UNet)(config, 3, idea.dropout)
     v = v.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     ema = copy.deepcopy(v).requires_grad_(False).eval()

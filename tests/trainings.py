@@ -37,7 +37,14 @@ TINY: dict[str, Any] = {
     "saliency_accuracy_threshold": 0.9,
     "saliency_max_steps": 6,
     "saliency_blend_fraction": 0.2,
-    "velocity_net": {"type": "UNet", "model_channels": 8, "ch_mult": [1, 2], "num_res_blocks": 1, "coordinates": True},
+    "velocity_net": {
+        "type": "UNet",
+        "model_channels": 8,
+        "ch_mult": [1, 2],
+        "num_res_blocks": 1,
+        "coordinates": True,
+        "input_gain": True,
+    },
     "saliency_net": {"type": "ConvSaliencyNet", "channels": [8, 8], "latent_channels": 8},
 }
 

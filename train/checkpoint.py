@@ -162,7 +162,8 @@ def load(path: Path) -> Checkpoint:
         zero, one = (str(d) for d in about["domains"])
         net = about["config"]["velocity_net"]
         if net["type"] == "UNet":
-            net.setdefault("coordinates", False)  # checkpoints from before there were any do not say
+            for key in ("coordinates", "input_gain"):
+                net.setdefault(key, False)  # checkpoints from before there were any do not say
         return Checkpoint(
             validate(about["config"], f"the config inside {path}"),
             PHASES[PHASES.index(about["phase"])],

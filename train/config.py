@@ -351,8 +351,8 @@ def with_folders(values: Any, known: Any) -> Any:
 
 def same_net(wanted: Strict, found: Strict) -> bool:
     """Whether weights of the net `found` fit one that is `wanted`: what that leaves open is as it is found."""
-    if isinstance(wanted, UNetConfig) and isinstance(found, UNetConfig) and wanted.coordinates is None:
-        wanted = wanted.model_copy(update={"coordinates": found.coordinates})
+    if isinstance(wanted, UNetConfig) and isinstance(found, UNetConfig):
+        wanted = wanted.settled(found)
     return wanted == found
 
 

@@ -61,11 +61,21 @@ class UNetConfig(Strict):
         "of: so what belongs to a place, as a badge in a corner, is learned from crops too. `null`: where crops may "
         "show little of most pictures, as of pictures larger than `max_size`.",
     )
+    input_gain: bool | None = Field(
+        None,
+        description="Add to what the net gives its input x times a map that it gives besides: so it can cover a place "
+        "without a copy of what is under it. `null`: yes.",
+    )
 
     @property
     def multiple(self) -> int:
         """Height and width must be multiples of this."""
         return int(self.patch_size * 2 ** (len(self.ch_mult) - 1))
+
+    def settled(self, found: "UNetConfig") -> "UNetConfig":
+        """With what it leaves open, which is for training to know, as `found` has it."""
+        left = [key for key in ("coordinates", "input_gain") if getattr(self, key) is None]
+        return self.model_copy(update={key: getattr(found, key) for key in left})
 
     @model_validator(mode="after")
     def _heads_divide_channels(self) -> "UNetConfig":

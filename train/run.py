@@ -276,7 +276,8 @@ def resolved(
 
     That keeps pairs from being learned by heart, `dropout` and fewer `train_images`, and from being averaged,
     `flow_loss_huber`: pairs of noise are never the same, and pairs by name are right, so of these only what the config
-    says itself. And `coordinates`, of the net that the first `weights` are of, or where crops are `small`.
+    says itself. And what a UNet leaves open: as the net has it that the first `weights` are of, else `coordinates`
+    where crops are `small`, and `input_gain`.
     """
     free = isinstance(domain0, Noise) or config.pairs_by == "paired"
     n = max(len(d) for d in (domain0, domain1) if isinstance(d, Domain))
@@ -293,10 +294,11 @@ def resolved(
         squares = free or config.pairs_by != "structure" or config.codec.latents
         changes["flow_loss_huber"] = 0.0 if squares else HUBER
     net = config.velocity_net
-    if isinstance(net, UNetConfig) and net.coordinates is None:
+    if isinstance(net, UNetConfig):
         theirs = weights and weights.config.velocity_net
-        known = theirs.coordinates if isinstance(theirs, UNetConfig) else small(config, domain0, domain1)
-        changes["velocity_net"] = net.model_copy(update={"coordinates": known})
+        if not isinstance(theirs, UNetConfig):
+            theirs = UNetConfig(coordinates=small(config, domain0, domain1), input_gain=True)
+        changes["velocity_net"] = net.settled(theirs)
     return config.model_copy(update=changes)
 
 

@@ -124,7 +124,8 @@ class UNet(nn.Module):
     With `fine_channels` a block of whole pixels ends it, which sees x beside what the patches gave. With `coordinates`
     it sees where each pixel lies (Liu et al. 2018, arXiv:1807.03247): `place` [B, 2, H, W] in [-1, 1] for crops, as
     conditioning on augmentations keeps them from leaking (Karras et al. 2022, arXiv:2206.00364, section 5), and
-    `whole` where nothing is said.
+    `whole` where nothing is said. With `input_gain` v = y + a·x, the map a made beside y: to cover a place
+    y need not hold a copy of what is there (as Pumarola et al. 2018, arXiv:1807.09251, equation 1).
     """
 
     def __init__(self, config: UNetConfig, channels: int, dropout: float = 0.0) -> None:
@@ -164,14 +165,12 @@ class UNet(nn.Module):
             self.up.append(blocks)
             self.grow.append(nn.Conv2d(c, c, 3, padding=1) if level else nn.Identity())
 
-        f = config.fine_channels
-        folded = nn.Conv2d(c, (f or channels) * p * p, 3, padding=1)
+        f, made = config.fine_channels, channels * (2 if config.input_gain else 1)
+        folded = nn.Conv2d(c, (f or made) * p * p, 3, padding=1)
         self.head = nn.Sequential(norm(config, c), activation(config), folded if f else zero(folded))
         if f:
             self.fine_stem, self.fine = nn.Conv2d(channels, f, 3, padding=1), ResBlock(config, 2 * f, f, emb, dropout)
-            self.fine_head = nn.Sequential(
-                norm(config, f), activation(config), zero(nn.Conv2d(f, channels, 3, padding=1))
-            )
+            self.fine_head = nn.Sequential(norm(config, f), activation(config), zero(nn.Conv2d(f, made, 3, padding=1)))
 
     def forward(self, x: Tensor, t: Tensor, place: Tensor | None = None) -> Tensor:
         emb = self.time(timestep_embedding(t, 2 * (self.config.model_channels // 2)).to(x.dtype))
@@ -196,4 +195,7 @@ class UNet(nn.Module):
         out: Tensor = self.unpatch(self.head(h))
         if self.config.fine_channels:
             out = self.fine_head(self.fine(torch.cat([out, self.fine_stem(x)], dim=1), emb))
+        if self.config.input_gain:
+            y, a = out.chunk(2, dim=1)
+            out = y + a * x
         return out

@@ -49,15 +49,16 @@ def test_a_checkpoint_may_be_read_by_whom_the_umask_lets(made):
     assert len(modes) == 3 and len(set(modes.values())) == 1, modes
 
 
-def test_checkpoints_from_before_there_were_coordinates_have_none(made):
+@pytest.mark.parametrize("key", ["coordinates", "input_gain"])
+def test_checkpoints_from_before_there_was_a_key_have_a_net_without(made, key):
     path, checkpoint = made
-    blind = tiny(velocity_net=to_json(checkpoint.config)["velocity_net"] | {"coordinates": False})
-    tensors = {f"velocity_ema.{k}": w.clone() for k, w in build_velocity_net(blind).state_dict().items()}
-    ckpt.save(path, replace(checkpoint, config=blind, tensors=tensors), {})
+    old = tiny(velocity_net=to_json(checkpoint.config)["velocity_net"] | {key: False})
+    tensors = {f"velocity_ema.{k}": w.clone() for k, w in build_velocity_net(old).state_dict().items()}
+    ckpt.save(path, replace(checkpoint, config=old, tensors=tensors), {})
     about = json.loads(ckpt._read(path)[1])["config"]
-    del about["velocity_net"]["coordinates"]
+    del about["velocity_net"][key]
     rewrite(path, config=about)
-    assert ckpt.load(path).config == blind and ckpt.load(path).velocity().config.coordinates is False
+    assert ckpt.load(path).config == old and getattr(ckpt.load(path).velocity().config, key) is False
 
 
 def test_loaded_tensors_are_as_aligned_as_torchs_own(made):

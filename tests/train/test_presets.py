@@ -9,6 +9,7 @@ import torch
 from rfp.cli.main import app
 from rfp.train import checkpoint as ckpt
 from rfp.train.config import RFPix2pixModel, to_json
+from rfp.train.net_config import UNetConfig
 from rfp.train.plan import parameters
 from rfp.train.reading import load_config, presets
 from rfp.train.velocity_net import build_velocity_net
@@ -72,8 +73,11 @@ def planned(request, tmp_path_factory):
         draw_domains(folder)
         result = rfp(request.param, "--dry-run", "--set", "max_epochs=1000000")
     assert result.exit_code == 0, result.stderr
+    config, here = load_config(request.param), UNetConfig(coordinates=False, input_gain=True)
+    if isinstance(net := config.velocity_net, UNetConfig):
+        config = config.model_copy(update={"velocity_net": net.settled(here)})
     with torch.device("meta"):
-        count = parameters(build_velocity_net(load_config(request.param)))
+        count = parameters(build_velocity_net(config))
     return request.param, count, result.stdout
 
 

@@ -276,6 +276,15 @@ def test_a_net_sees_coordinates_where_crops_are_small_or_its_weights_do(work, tm
     assert ckpt.load(ckpt.find(tmp_path / "on")).config.velocity_net.coordinates
 
 
+def test_a_net_has_input_gain_unless_told_or_its_weights_have_none(work):
+    domains = [open_domain([work / name], 16, 1 << 20) for name in ("dark", "bright")]
+    nets = {v: TINY["velocity_net"] | {"input_gain": v} for v in (None, False, True)}
+    weights = {v: SimpleNamespace(config=tiny(velocity_net=net)) for v, net in nets.items()}
+    has = [resolved(tiny(velocity_net=net), *domains).velocity_net.input_gain for net in nets.values()]
+    assert has == [True, False, True]
+    assert not resolved(tiny(velocity_net=nets[None]), *domains, weights[False]).velocity_net.input_gain
+
+
 @pytest.mark.parametrize("latents", [{}, LATENT])
 def test_every_step_tells_the_net_where_its_crops_lie(work, tmp_path, monkeypatch, latents):
     """Those of the batches, pair by pair; of latents the means of what each of them stands for."""

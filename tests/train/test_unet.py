@@ -6,6 +6,7 @@ from rfp.train.unet import ResBlock, UNet, timestep_embedding, whole
 SMALL = {"model_channels": 8, "ch_mult": [1, 2], "num_res_blocks": 1}
 FINE = {"patch_size": 2, "fine_channels": 8}
 ATTENTION = {"attention_resolutions": [2], "num_attention_heads": 4}
+GAIN = {"input_gain": True}
 
 
 def net(seed=0, random=True, **changes):
@@ -24,7 +25,7 @@ def x(b=2, h=16, w=16):
 T = torch.tensor([0.3, 0.8])
 
 
-@pytest.mark.parametrize("changes", [{}, ATTENTION, {"patch_size": 2}, FINE, {"zero_res_blocks": True}])
+@pytest.mark.parametrize("changes", [{}, ATTENTION, {"patch_size": 2}, FINE, FINE | GAIN, {"zero_res_blocks": True}])
 def test_a_new_net_returns_exactly_0(changes):
     assert not net(random=False, **changes)(x(), T).any()
 
@@ -117,6 +118,7 @@ def test_time_scales_and_shifts_each_channel():
         ("patch_size", 2),
         ("fine_channels", 4),
         ("coordinates", True),
+        ("input_gain", True),
     ],
 )
 def test_every_key_changes_the_net(key, value):
@@ -142,6 +144,16 @@ def test_fine_channels_see_each_pixel_where_it_is():
     moved = (v(here, T) - v(there, T)).abs().sum(dim=(0, 1)) > 0
     rows, columns = (moved.any(dim=d).nonzero().flatten().tolist() for d in (1, 0))
     assert rows == list(range(3, 12)) and columns == list(range(4, 13))
+
+
+@pytest.mark.parametrize("changes", [{}, {"patch_size": 2}, FINE])
+def test_input_gain_is_what_x_is_multiplied_by_and_added(changes):
+    """Of a net that makes the same everywhere: 1, 2, 3 of the channels, and gains of -1, 0 and 0.5."""
+    v = net(**changes, **GAIN)
+    last = v.fine_head[-1] if v.config.fine_channels else v.head[-1]
+    last.weight.zero_()
+    last.bias.copy_(torch.tensor([1, 2, 3, -1, 0, 0.5]).repeat_interleave(last.bias.numel() // 6))
+    torch.testing.assert_close(v(x(), T), torch.stack([1 - x()[:, 0], 2 + 0 * x()[:, 1], 3 + x()[:, 2] / 2], dim=1))
 
 
 def test_whole_pictures_go_from_minus_1_to_1_over_their_middle_square():
