@@ -74,8 +74,7 @@ class UNetConfig(Strict):
 
     def settled(self, found: "UNetConfig") -> "UNetConfig":
         """With what it leaves open, which is for training to know, as `found` has it."""
-        left = [key for key in ("coordinates", "input_gain") if getattr(self, key) is None]
-        return self.model_copy(update={key: getattr(found, key) for key in left})
+        return self.model_copy(update={key: getattr(found, key) for key, value in self if value is None})
 
     @model_validator(mode="after")
     def _heads_divide_channels(self) -> "UNetConfig":

@@ -297,7 +297,8 @@ def resolved(
     if isinstance(net, UNetConfig):
         theirs = weights and weights.config.velocity_net
         if not isinstance(theirs, UNetConfig):
-            theirs = UNetConfig(coordinates=small(config, domain0, domain1), input_gain=True)
+            seen = net.coordinates is None and small(config, domain0, domain1)
+            theirs = UNetConfig(coordinates=seen, input_gain=True)
         changes["velocity_net"] = net.settled(theirs)
     return config.model_copy(update=changes)
 
