@@ -1,9 +1,11 @@
 """Tasks whose truth is known because one domain is made from pictures of the other: a small edit, a slant, other hues.
 
-    python benchmarks/edits.py FOLDER -o OUT
+    python benchmarks/edits.py FOLDER -o OUT [--windows N]
 
 Writes OUT/badge, OUT/slant and OUT/hues, each with train0/ train1/ (halves of FOLDER's square PNGs: no picture is in
-both) and test0/ test1/ (200 others, as they are and edited), for benchmarks/quality.py.
+both) and test0/ test1/ (200 others, as they are and edited), for benchmarks/quality.py and paired.py. With --windows
+FOLDER holds large pictures, photographs say, in any folders: N windows of each are taken, at 64 px, no picture's in two
+parts, and OUT/dusk and OUT/paint are written.
 """
 
 import argparse
@@ -11,9 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
+from rfp.runtime.discovery import discover
 
 TESTS = 200
+Edit = Callable[[Image.Image], Image.Image]
 
 
 def badge(image: Image.Image) -> Image.Image:
@@ -41,28 +45,60 @@ def hues(image: Image.Image) -> Image.Image:
     return Image.fromarray(pixels, "HSV").convert("RGB")
 
 
+def dusk(image: Image.Image) -> Image.Image:
+    """Darker, paler and bluer, warm where it was bright, darker towards the corners: a photograph's evening."""
+    pixels = np.asarray(image, np.float32) / 255
+    grey = (pixels @ [0.3, 0.59, 0.11])[..., None]
+    night = (grey + 0.55 * (pixels - grey)) ** 1.5 * [0.55, 0.62, 0.95]
+    lamps = 0.84 * np.maximum(grey - 0.75, 0) * [1, 0.7, 0.3]
+    y, x = np.mgrid[-1 : 1 : image.height * 1j, -1 : 1 : image.width * 1j, :1][:2]
+    return Image.fromarray(((night + lamps) * (1 - 0.175 * (x**2 + y**2)) * 255).round().astype(np.uint8))
+
+
+def paint(image: Image.Image) -> Image.Image:
+    """Fine detail made even, colours stronger: a watercolour."""
+    return ImageEnhance.Color(image.filter(ImageFilter.MedianFilter(5))).enhance(1.6)
+
+
+def windows(image: Image.Image, count: int, rng: np.random.Generator) -> list[Image.Image]:
+    """Up to `count` squares at 64 px of a quarter to six tenths of the short side; none that shows next to nothing."""
+    found: list[Image.Image] = []
+    for _ in range(6 * count):
+        if len(found) == count:
+            break
+        side = int(rng.uniform(0.25, 0.6) * min(image.size))
+        left, top = (int(rng.integers(n - side + 1)) for n in image.size)
+        window = image.resize((64, 64), Image.Resampling.LANCZOS, (left, top, left + side, top + side))
+        if np.asarray(window).std() > 15:
+            found.append(window)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--windows", type=int, default=0)
     args = parser.parse_args()
-    files = sorted(args.folder.glob("*.png"))
-    order = np.random.default_rng(0).permutation(len(files))
-    test, rest = order[:TESTS], order[TESTS:]
-    edits: dict[str, Callable[[Image.Image], Image.Image]] = {"badge": badge, "slant": slant, "hues": hues}
-    for name, edit in edits.items():
-        parts = {
-            "train0": (rest[::2], None),
-            "train1": (rest[1::2], edit),
-            "test0": (test, None),
-            "test1": (test, edit),
-        }
-        for part, (numbers, change) in parts.items():
-            folder = args.output / name / part
-            folder.mkdir(parents=True, exist_ok=True)
-            for i in numbers:
-                image = Image.open(files[i]).convert("RGB")
-                (change(image) if change else image).save(folder / files[i].name)
+    files = sorted(media.path for media in discover([args.folder]) if media.kind == "image")
+    rng, order = np.random.default_rng(0), np.random.default_rng(0).permutation(len(files))
+    tests = len(files) // 6 if args.windows else TESTS
+    small: dict[str, Edit] = {"badge": badge, "slant": slant, "hues": hues}
+    edits = {"dusk": dusk, "paint": paint} if args.windows else small
+    test, rest = order[:tests], order[tests:]
+    for parts, numbers in ((("train0",), rest[::2]), (("train1",), rest[1::2]), (("test0", "test1"), test)):
+        for i in numbers:
+            image = Image.open(files[i]).convert("RGB")
+            pieces = {files[i].stem: image}
+            if args.windows:
+                image.thumbnail((1280, 1280))
+                pieces = {f"{i:03}-{n:02}": w for n, w in enumerate(windows(image, args.windows, rng))}
+            for name, edit in edits.items():
+                for part in parts:
+                    folder = args.output / name / part
+                    folder.mkdir(parents=True, exist_ok=True)
+                    for stem, piece in pieces.items():
+                        (edit(piece) if part.endswith("1") else piece).save(folder / f"{stem}.png")
 
 
 if __name__ == "__main__":
