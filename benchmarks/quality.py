@@ -70,8 +70,8 @@ class Idea:
     """Channels of a last block of whole pixels."""
     coordinates: bool = False
     """The net sees where each pixel of a crop lies in its picture."""
-    input_gain: bool = False
-    """v = y(x, t) + a(x, t)·x, both maps."""
+    input_gain: str = "none"
+    """v = y(x, t) + A(x, t)·x, for each pixel a `matrix`, or the `diagonal` of one."""
     dropout: float = 0.0
     gain: bool = False
     """v = UNet(x, t) + g(t)·x with a learned g, so that the net need not copy x to take it away."""

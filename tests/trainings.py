@@ -43,7 +43,7 @@ TINY: dict[str, Any] = {
         "ch_mult": [1, 2],
         "num_res_blocks": 1,
         "coordinates": True,
-        "input_gain": True,
+        "input_gain": "matrix",
     },
     "saliency_net": {"type": "ConvSaliencyNet", "channels": [8, 8], "latent_channels": 8},
 }

@@ -162,8 +162,9 @@ def load(path: Path) -> Checkpoint:
         zero, one = (str(d) for d in about["domains"])
         net = about["config"]["velocity_net"]
         if net["type"] == "UNet":
-            for key in ("coordinates", "input_gain"):
-                net.setdefault(key, False)  # checkpoints from before there were any do not say
+            net.setdefault("coordinates", False)  # checkpoints from before there were any do not say
+            gain = net.setdefault("input_gain", False)
+            net["input_gain"] = {False: "none", True: "diagonal"}.get(gain, gain)  # once it was one or the other
         return Checkpoint(
             validate(about["config"], f"the config inside {path}"),
             PHASES[PHASES.index(about["phase"])],

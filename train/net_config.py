@@ -61,10 +61,11 @@ class UNetConfig(Strict):
         "of: so what belongs to a place, as a badge in a corner, is learned from crops too. `null`: where crops may "
         "show little of most pictures, as of pictures larger than `max_size`.",
     )
-    input_gain: bool | None = Field(
+    input_gain: Literal["none", "diagonal", "matrix"] | None = Field(
         None,
-        description="Add to what the net gives its input x times a map that it gives besides: so it can cover a place "
-        "without a copy of what is under it. `null`: yes.",
+        description="Add to what the net gives its input x times a map that it gives besides, of a factor for each "
+        "channel (`diagonal`) or of whole matrices, which mix channels: so it can cover a place without a copy of what "
+        "is under it, and turn colours without losing what they are of. `null`: `matrix`.",
     )
 
     @property

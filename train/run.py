@@ -298,7 +298,7 @@ def resolved(
         theirs = weights and weights.config.velocity_net
         if not isinstance(theirs, UNetConfig):
             seen = net.coordinates is None and small(config, domain0, domain1)
-            theirs = UNetConfig(coordinates=seen, input_gain=True)
+            theirs = UNetConfig(coordinates=seen, input_gain="matrix")
         changes["velocity_net"] = net.settled(theirs)
     return config.model_copy(update=changes)
 

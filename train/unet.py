@@ -124,8 +124,9 @@ class UNet(nn.Module):
     With `fine_channels` a block of whole pixels ends it, which sees x beside what the patches gave. With `coordinates`
     it sees where each pixel lies (Liu et al. 2018, arXiv:1807.03247): `place` [B, 2, H, W] in [-1, 1] for crops, as
     conditioning on augmentations keeps them from leaking (Karras et al. 2022, arXiv:2206.00364, section 5), and
-    `whole` where nothing is said. With `input_gain` v = y + a·x, the map a made beside y: to cover a place
-    y need not hold a copy of what is there (as Pumarola et al. 2018, arXiv:1807.09251, equation 1).
+    `whole` where nothing is said. With `input_gain` v = y + A·x, A made beside y, for each pixel a matrix or its
+    diagonal: to cover a place y need not hold a copy of what is there (as Pumarola et al. 2018, arXiv:1807.09251,
+    equation 1), and a change of colours keeps what they are of (Gharbi et al. 2017, arXiv:1707.02880, section 3.4).
     """
 
     def __init__(self, config: UNetConfig, channels: int, dropout: float = 0.0) -> None:
@@ -165,7 +166,8 @@ class UNet(nn.Module):
             self.up.append(blocks)
             self.grow.append(nn.Conv2d(c, c, 3, padding=1) if level else nn.Identity())
 
-        f, made = config.fine_channels, channels * (2 if config.input_gain else 1)
+        columns = {"diagonal": 1, "matrix": channels}.get(config.input_gain or "none", 0)
+        f, made = config.fine_channels, channels * (1 + columns)
         folded = nn.Conv2d(c, (f or made) * p * p, 3, padding=1)
         self.head = nn.Sequential(norm(config, c), activation(config), folded if f else zero(folded))
         if f:
@@ -195,7 +197,7 @@ class UNet(nn.Module):
         out: Tensor = self.unpatch(self.head(h))
         if self.config.fine_channels:
             out = self.fine_head(self.fine(torch.cat([out, self.fine_stem(x)], dim=1), emb))
-        if self.config.input_gain:
-            y, a = out.chunk(2, dim=1)
-            out = y + a * x
+        out, *columns = out.split(self.channels, dim=1)
+        for j, a in enumerate(columns):
+            out = out + a * (x if self.config.input_gain == "diagonal" else x[:, j : j + 1])
         return out

@@ -49,16 +49,26 @@ def test_a_checkpoint_may_be_read_by_whom_the_umask_lets(made):
     assert len(modes) == 3 and len(set(modes.values())) == 1, modes
 
 
-@pytest.mark.parametrize("key", ["coordinates", "input_gain"])
-def test_checkpoints_from_before_there_was_a_key_have_a_net_without(made, key):
+@pytest.mark.parametrize(
+    ("key", "said", "value"),
+    [
+        ("coordinates", None, False),
+        ("input_gain", None, "none"),
+        ("input_gain", False, "none"),
+        ("input_gain", True, "diagonal"),
+    ],
+)
+def test_checkpoints_from_before_there_was_a_key_or_its_value_keep_their_net(made, key, said, value):
     path, checkpoint = made
-    old = tiny(velocity_net=to_json(checkpoint.config)["velocity_net"] | {key: False})
+    old = tiny(velocity_net=to_json(checkpoint.config)["velocity_net"] | {key: value})
     tensors = {f"velocity_ema.{k}": w.clone() for k, w in build_velocity_net(old).state_dict().items()}
     ckpt.save(path, replace(checkpoint, config=old, tensors=tensors), {})
     about = json.loads(ckpt._read(path)[1])["config"]
     del about["velocity_net"][key]
+    if said is not None:
+        about["velocity_net"][key] = said
     rewrite(path, config=about)
-    assert ckpt.load(path).config == old and getattr(ckpt.load(path).velocity().config, key) is False
+    assert ckpt.load(path).config == old and getattr(ckpt.load(path).velocity().config, key) == value
 
 
 def test_loaded_tensors_are_as_aligned_as_torchs_own(made):

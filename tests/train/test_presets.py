@@ -73,7 +73,7 @@ def planned(request, tmp_path_factory):
         draw_domains(folder)
         result = rfp(request.param, "--dry-run", "--set", "max_epochs=1000000")
     assert result.exit_code == 0, result.stderr
-    config, here = load_config(request.param), UNetConfig(coordinates=False, input_gain=True)
+    config, here = load_config(request.param), UNetConfig(coordinates=False, input_gain="matrix")
     if isinstance(net := config.velocity_net, UNetConfig):
         config = config.model_copy(update={"velocity_net": net.settled(here)})
     with torch.device("meta"):

@@ -278,11 +278,12 @@ def test_a_net_sees_coordinates_where_crops_are_small_or_its_weights_do(work, tm
 
 def test_a_net_has_input_gain_unless_told_or_its_weights_have_none(work):
     domains = [open_domain([work / name], 16, 1 << 20) for name in ("dark", "bright")]
-    nets = {v: TINY["velocity_net"] | {"input_gain": v} for v in (None, False, True)}
+    nets = {v: TINY["velocity_net"] | {"input_gain": v} for v in (None, "none", "diagonal", "matrix")}
     weights = {v: SimpleNamespace(config=tiny(velocity_net=net)) for v, net in nets.items()}
     has = [resolved(tiny(velocity_net=net), *domains).velocity_net.input_gain for net in nets.values()]
-    assert has == [True, False, True]
-    assert not resolved(tiny(velocity_net=nets[None]), *domains, weights[False]).velocity_net.input_gain
+    assert has == ["matrix", "none", "diagonal", "matrix"]
+    for gain in ("none", "diagonal", "matrix"):
+        assert resolved(tiny(velocity_net=nets[None]), *domains, weights[gain]).velocity_net.input_gain == gain
 
 
 @pytest.mark.parametrize("latents", [{}, LATENT])

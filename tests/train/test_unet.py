@@ -6,7 +6,7 @@ from rfp.train.unet import ResBlock, UNet, timestep_embedding, whole
 SMALL = {"model_channels": 8, "ch_mult": [1, 2], "num_res_blocks": 1}
 FINE = {"patch_size": 2, "fine_channels": 8}
 ATTENTION = {"attention_resolutions": [2], "num_attention_heads": 4}
-GAIN = {"input_gain": True}
+GAIN = {"input_gain": "matrix"}
 
 
 def net(seed=0, random=True, **changes):
@@ -118,7 +118,8 @@ def test_time_scales_and_shifts_each_channel():
         ("patch_size", 2),
         ("fine_channels", 4),
         ("coordinates", True),
-        ("input_gain", True),
+        ("input_gain", "diagonal"),
+        ("input_gain", "matrix"),
     ],
 )
 def test_every_key_changes_the_net(key, value):
@@ -148,12 +149,15 @@ def test_fine_channels_see_each_pixel_where_it_is():
 
 @pytest.mark.parametrize("changes", [{}, {"patch_size": 2}, FINE])
 def test_input_gain_is_what_x_is_multiplied_by_and_added(changes):
-    """Of a net that makes the same everywhere: 1, 2, 3 of the channels, and gains of -1, 0 and 0.5."""
-    v = net(**changes, **GAIN)
-    last = v.fine_head[-1] if v.config.fine_channels else v.head[-1]
-    last.weight.zero_()
-    last.bias.copy_(torch.tensor([1, 2, 3, -1, 0, 0.5]).repeat_interleave(last.bias.numel() // 6))
-    torch.testing.assert_close(v(x(), T), torch.stack([1 - x()[:, 0], 2 + 0 * x()[:, 1], 3 + x()[:, 2] / 2], dim=1))
+    """Of a net that makes the same everywhere: y = 1, 2, 3 of the channels, and A or its diagonal."""
+    y, a = torch.tensor([1.0, 2, 3]), torch.tensor([[-1.0, 0.25, 0], [2, 0, 0.75], [-0.5, 1, 0.5]])
+    for gain, made in (("none", [y]), ("diagonal", [y, a.diagonal()]), ("matrix", [y, *a.T])):
+        v, bias = net(**changes, input_gain=gain), torch.cat(made)
+        last = v.fine_head[-1] if v.config.fine_channels else v.head[-1]
+        last.weight.zero_()
+        last.bias.copy_(bias.repeat_interleave(last.bias.numel() // len(bias)))
+        matrix = {"none": torch.zeros(3, 3), "diagonal": a.diagonal().diag(), "matrix": a}[gain]
+        torch.testing.assert_close(v(x(), T), y[:, None, None] + torch.einsum("ij,bjhw->bihw", matrix, x()))
 
 
 def test_whole_pictures_go_from_minus_1_to_1_over_their_middle_square():
