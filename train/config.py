@@ -94,7 +94,7 @@ class RFPix2pixModel(Strict):
         None,
         description="c of √(e² + c²) − c, by which that term, and the distance beside a critic, count each pixel, e² "
         "the mean square of its error over the channels, in units of a picture's -1 to 1: where partners disagree "
-        "this keeps to the most of them, not to their mean. 0: squares. `null` is 0.3 for pairs of similar "
+        "this keeps to the most of them, not to their mean. 0: squares. `null` is 0.01 for pairs of similar "
         "pictures, 0 for other pairs and for latents.",
     )
     saliency_loss_weight: Weight = Field(

@@ -43,7 +43,7 @@ EPOCHS = 75
 """After so many, pairs of neighbours, which are pictures of other things, are known by heart."""
 DROPOUT, MANY_EPOCHS = 0.3, 50
 """What is left out of the net in trainings of more epochs than that: shorter ones do not gain by it."""
-HUBER = 0.3
+HUBER = 0.01
 """c of the flow term for pairs of neighbours, some of which are wrong ("Partners that do not fit" in RESULTS.md)."""
 SMALL, LOOKED_AT = 0.75, 16
 """Crops of a smaller side than that, of the short side, in most of so many pictures of each domain, are `small`."""
