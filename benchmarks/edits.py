@@ -52,7 +52,8 @@ def dusk(image: Image.Image) -> Image.Image:
     night = (grey + 0.55 * (pixels - grey)) ** 1.5 * [0.55, 0.62, 0.95]
     lamps = 0.84 * np.maximum(grey - 0.75, 0) * [1, 0.7, 0.3]
     y, x = np.mgrid[-1 : 1 : image.height * 1j, -1 : 1 : image.width * 1j, :1][:2]
-    return Image.fromarray(((night + lamps) * (1 - 0.175 * (x**2 + y**2)) * 255).round().astype(np.uint8))
+    shown = ((night + lamps) * (1 - 0.175 * (x**2 + y**2))).clip(0, 1)
+    return Image.fromarray((255 * shown).round().astype(np.uint8))
 
 
 def paint(image: Image.Image) -> Image.Image:
