@@ -10,11 +10,13 @@ parts, and OUT/dusk and OUT/paint are written.
 
 import argparse
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 from rfp.runtime.discovery import discover
+from rfp.runtime.media import read_image
 
 TESTS = 200
 Edit = Callable[[Image.Image], Image.Image]
@@ -51,7 +53,7 @@ def dusk(image: Image.Image) -> Image.Image:
     grey = (pixels @ [0.3, 0.59, 0.11])[..., None]
     night = (grey + 0.55 * (pixels - grey)) ** 1.5 * [0.55, 0.62, 0.95]
     lamps = 0.84 * np.maximum(grey - 0.75, 0) * [1, 0.7, 0.3]
-    y, x = np.mgrid[-1 : 1 : image.height * 1j, -1 : 1 : image.width * 1j, :1][:2]
+    y, x = np.mgrid[-1 : 1 : image.height * 1j, -1 : 1 : image.width * 1j][..., None]
     shown = ((night + lamps) * (1 - 0.175 * (x**2 + y**2))).clip(0, 1)
     return Image.fromarray((255 * shown).round().astype(np.uint8))
 
@@ -81,25 +83,23 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--windows", type=int, default=0)
     args = parser.parse_args()
-    files = sorted(media.path for media in discover([args.folder]) if media.kind == "image")
-    rng, order = np.random.default_rng(0), np.random.default_rng(0).permutation(len(files))
-    tests = len(files) // 6 if args.windows else TESTS
+    media = sorted((m for m in discover([args.folder]) if m.kind == "image"), key=lambda m: m.path)
+    rng, order = np.random.default_rng(0), np.random.default_rng(0).permutation(len(media))
+    tests = len(media) // 6 if args.windows else TESTS
     small: dict[str, Edit] = {"badge": badge, "slant": slant, "hues": hues}
     edits = {"dusk": dusk, "paint": paint} if args.windows else small
     test, rest = order[:tests], order[tests:]
     for parts, numbers in ((("train0",), rest[::2]), (("train1",), rest[1::2]), (("test0", "test1"), test)):
         for i in numbers:
-            image = Image.open(files[i]).convert("RGB")
-            pieces = {files[i].stem: image}
+            pieces = {media[i].relative.stem: read_image(media[i])}
             if args.windows:
+                (image,) = pieces.values()
                 image.thumbnail((1280, 1280))
                 pieces = {f"{i:03}-{n:02}": w for n, w in enumerate(windows(image, args.windows, rng))}
-            for name, edit in edits.items():
-                for part in parts:
-                    folder = args.output / name / part
-                    folder.mkdir(parents=True, exist_ok=True)
-                    for stem, piece in pieces.items():
-                        (edit(piece) if part.endswith("1") else piece).save(folder / f"{stem}.png")
+            for (name, edit), part, (stem, piece) in product(edits.items(), parts, pieces.items()):
+                path = args.output / name / part / f"{stem}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                (edit(piece) if part.endswith("1") else piece).save(path)
 
 
 if __name__ == "__main__":
