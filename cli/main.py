@@ -21,7 +21,7 @@ from .translate import translate
 
 
 class Group(TyperGroup):
-    """Shows an RfpError as its message and exits with its code; Typer would print a traceback."""
+    """Shows an error as its message and exits with its code; Typer would print a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -30,6 +30,11 @@ class Group(TyperGroup):
             message = "\n".join(map(one_line, str(e).splitlines()))
             _complain(message)
             raise typer.Exit(e.exit_code) from e
+        except OSError as e:  # a full disk, a folder that was removed meanwhile
+            if e.filename is None:
+                raise
+            _complain(one_line(f"{e.filename}: {e.strerror}; put that right and run the same command again"))
+            raise typer.Exit(1) from e
         except KeyboardInterrupt:
             _complain("interrupted")
             raise typer.Exit(130) from None

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import torch
 from rfp.cli.main import app
 from rfp.train import checkpoint as ckpt
 from rfp.train.reading import DEV
+from rfp.train.run import Run
 from trainings import TINY, VAE_TINY, draw_domains
 from typer.testing import CliRunner
 
@@ -207,6 +209,18 @@ def test_training_that_fails_exits_1(work):
 
 
 GENERATIVE = ("-c", "quick.json", "-d0", "random", "-d1", "bright", "--device", "cpu")
+
+
+def test_a_run_removed_while_it_trains_is_said_in_one_line(work, monkeypatch):
+    write = Run._write
+
+    def removed(run, *args):
+        shutil.rmtree(run.folder)
+        return write(run, *args)
+
+    monkeypatch.setattr(Run, "_write", removed)
+    result = rfp(*ALL)
+    assert result.exit_code == 1 and re.search(r"rfp: \S+metrics.jsonl: No such file or directory; ", result.stderr)
 
 
 def test_the_word_random_trains_from_noise_and_a_checkpoint_goes_on_so(work):
