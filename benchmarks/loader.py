@@ -3,7 +3,8 @@
     python benchmarks/loader.py DOMAIN0 DOMAIN1 [-c tiny] [--batches 30] [--set KEY=VALUE …]
 
 Reads batches as training does, with random pairs: first with nothing in memory (and cache_megabytes 0, so that every
-picture is decoded each time), then from memory; and takes steps on one batch, in turn with the reading.
+picture is decoded each time), then from memory; and takes steps on one batch, by Muon and by AdamW, in turn with the
+reading.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from rfp.train.coupling import batches, random_pairs
 from rfp.train.domains import Domain, open_domain
+from rfp.train.muon import optimizers
 from rfp.train.reading import load_config
 from rfp.train.run import Run, Silence
 from rfp.train.velocity_net import build_velocity_net
@@ -52,21 +54,24 @@ def main() -> None:
     readers: dict[str, Iterator[float]] = {k: read(d, batch, args.batches) for k, d in domains.items()}
     run = Run(Path(), config, 0, torch.device("cpu"), nothing, nothing, Silence())
     v = build_velocity_net(config).to(memory_format=run.memory_format)
-    optimizer = torch.optim.AdamW(v.parameters(), fused=config.fused_adamw)
+    rate, decay = config.learning_rate, config.weight_decay
+    training = {name: optimizers(v, name, rate, decay, batch, config.fused_adamw) for name in ("muon", "adamw")}
     x0, x1 = torch.rand(2, batch, 3, config.max_size, config.max_size) * 2 - 1
-    velocity_step(run, v, None, optimizer, x0, x1, 0)
-    speeds: dict[str, list[float]] = {name: [] for name in [*readers, "step"]}
+    for either in training.values():
+        velocity_step(run, v, None, either, x0, x1, x0[:, :2], 0)
+    speeds: dict[str, list[float]] = {name: [] for name in [*readers, *training]}
     for _ in range(args.repeats):
         for name, reader in readers.items():
             speeds[name].append(next(reader))
-        begun = time.perf_counter()
-        for _ in range(3):
-            velocity_step(run, v, None, optimizer, x0, x1, 0)
-        speeds["step"].append(3 * batch / (time.perf_counter() - begun))
-    step = statistics.median(speeds["step"])
-    print("| data | pairs/s | of a step's |\n| --- | --- | --- |")
+        for name, either in training.items():
+            begun = time.perf_counter()
+            for _ in range(3):
+                velocity_step(run, v, None, either, x0, x1, x0[:, :2], 0)
+            speeds[name].append(3 * batch / (time.perf_counter() - begun))
+    step = statistics.median(speeds["muon"])
+    print("| data, or steps by | pairs/s | of a step's |\n| --- | --- | --- |")
     for name, values in speeds.items():
-        print(f"| {name} | {statistics.median(values):.0f} | {statistics.median(values) / step:.1f}× |")
+        print(f"| {name} | {statistics.median(values):.0f} | {statistics.median(values) / step:.2f}× |")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from rfp.train.coupling import Pair, random_pairs, shuffled, structure_pairs
 from rfp.train.domains import Crop, Domain, open_domain, part
 from rfp.train.embedders import foreground, grid, hog, pixels, thumbnail
 from rfp.train.loss import Features, losses, measure_scales, rough_noise
+from rfp.train.muon import optimizers
 from rfp.train.neighbours import neighbours
 from rfp.train.net_config import ConvSaliencyNet, UNetConfig
 from rfp.train.saliency import (
@@ -66,6 +67,8 @@ class Idea:
     width: int = 32
     levels: tuple[int, ...] = (1, 2, 2, 4)
     patch: int = 2
+    optimizer: str = "adamw"
+    """Or `muon`."""
     fine: int = 0
     """Channels of a last block of whole pixels."""
     coordinates: bool = False
@@ -264,7 +267,7 @@ def train(idea: Idea, net: nn.Sequential, d0: Domain, d1: Domain, look: Callable
     v = (Gained if idea.gain else UNet)(config, 3, idea.dropout)
     v = v.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     ema = copy.deepcopy(v).requires_grad_(False).eval()
-    optimizer = torch.optim.AdamW(v.parameters(), lr=idea.rate, weight_decay=idea.decay, fused=True)
+    training = optimizers(v, idea.optimizer, idea.rate, idea.decay, idea.batch)
     steps, critics = idea.pairs // idea.batch, Critics(3, idea.calls, idea.seed)
     critic_from = int(idea.start * steps) if idea.adversarial else steps
     for step in range(steps):
@@ -314,12 +317,13 @@ def train(idea: Idea, net: nn.Sequential, d0: Domain, d1: Domain, look: Callable
             flow, saliency = losses(there, h, x0, x1, t, scales, z, idea.huber)
             loss = idea.flow * flow + idea.saliency * saliency
         rate *= 0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * (step - first) / (last - first)))
-        for group in optimizer.param_groups:
+        for group in (group for optimizer in training for group in optimizer.param_groups):
             group["lr"], group["betas"] = rate * min(1, (step + 1) * idea.batch / 320), betas
         loss.backward()
         torch.nn.utils.clip_grad_norm_(v.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in training:
+            optimizer.step()
+            optimizer.zero_grad()
         if step >= critic_from:
             critics.update(rate)
         decay = min(idea.ema, (1 + step) / (10 + step))

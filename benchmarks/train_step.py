@@ -68,7 +68,7 @@ class Case:
 
     def step(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """One whole update."""
-        figures = velocity_step(self.run, self.v, self.h.features, optimizer, self.x0, self.x1, 0)
+        figures = velocity_step(self.run, self.v, self.h.features, [optimizer], self.x0, self.x1, self.x0[:, :2], 0)
         return {k: float(v) for k, v in figures.items()}
 
     def saliency(self) -> Tensor:

@@ -25,6 +25,7 @@ TINY: dict[str, Any] = {
     "train_batch_size": 5,
     "train_minibatch_size": 2,
     "train_images": 30,
+    "optimizer": "muon",
     "learning_rate": 0.01,
     "warmup_images": 10,
     "dropout": 0.0,

@@ -98,7 +98,7 @@ class Critics:
         weights, moments = ckpt.named(state, "critic."), ckpt.named(state, "critic_")
         if weights:
             ckpt.adopt(self.nets, {k.removeprefix("critic."): w for k, w in weights.items()})
-            ckpt.restore_optimizer(self.optimizer, {k.removeprefix("critic_"): m for k, m in moments.items()})
+            ckpt.restore_optimizers({k.removeprefix("critic_"): m for k, m in moments.items()}, self.optimizer)
 
     def losses(
         self,

@@ -25,6 +25,7 @@ from ..runtime.files import write_aside
 from .codec import VAE, Codec, Identity
 from .codec_config import IdentityConfig
 from .config import RFPix2pixModel, to_json, without_folders
+from .muon import Muon
 from .reading import parse_json, validate
 from .saliency import SaliencyNet, build_saliency_net
 from .velocity_net import VelocityNet, build_velocity_net
@@ -160,6 +161,7 @@ def load(path: Path) -> Checkpoint:
         if about["format"] != FORMAT:
             raise CheckpointError(f"{path}: checkpoint format {about['format']}, this rfp reads {FORMAT}; update rfp")
         zero, one = (str(d) for d in about["domains"])
+        about["config"].setdefault("optimizer", "adamw")  # checkpoints from before there was Muon do not say
         net = about["config"]["velocity_net"]
         if net["type"] == "UNet":
             net.setdefault("coordinates", False)  # checkpoints from before there were any do not say
@@ -238,28 +240,44 @@ def named(tensors: Tensors, prefix: str) -> Tensors:
     return {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
-    """The moments of an optimiser as flat tensors; rates come from the config and the step."""
-    state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
-    return {f"optimizer.{i}.{name}": torch.as_tensor(v) for i, entry in state.items() for name, v in entry.items()}
+def optimizer_tensors(*optimizers: torch.optim.Optimizer) -> Tensors:
+    """The moments of optimisers as flat tensors, by place of the parameter; rates come from the config and the step."""
+    found: Tensors = {}
+    first = 0
+    for optimizer in optimizers:
+        state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
+        for i, entry in state.items():
+            found |= {f"optimizer.{first + i}.{name}": torch.as_tensor(moment) for name, moment in entry.items()}
+        first += len(_parameters(optimizer))
+    return found
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
-    """The reverse of `optimizer_tensors`. Raises CheckpointError where the shapes differ."""
-    state: dict[int, dict[str, Tensor]] = {}
-    groups = optimizer.state_dict()["param_groups"]
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+def restore_optimizers(tensors: Tensors, *optimizers: torch.optim.Optimizer) -> None:
+    """The reverse of `optimizer_tensors`. Raises CheckpointError where names or shapes differ."""
+    places = [(o, i, p) for o in optimizers for i, p in enumerate(_parameters(o))]
+    states: dict[torch.optim.Optimizer, dict[int, dict[str, Tensor]]] = {o: {} for o in optimizers}
     try:
         for key, value in tensors.items():
-            _, index, name = key.split(".")
-            state.setdefault(int(index), {})[name] = value
+            _, place, name = key.split(".")
+            optimizer, i, p = places[int(place)]
+            if name != "step" and value.shape != p.shape:
+                raise ValueError
+            # Files hold NCHW; the fused kernel takes memory as it lies, whatever the strides.
+            moment = value if name == "step" else torch.empty_like(p.detach(), device="cpu").copy_(value)
+            states[optimizer].setdefault(i, {})[name] = moment
         # Parameters that never had a gradient have no moments.
-        same = all(e[m].shape == parameters[i].shape for i, e in state.items() for m in ("exp_avg", "exp_avg_sq"))
-    except (ValueError, KeyError, IndexError):
+        same = all(e.keys() == _moments(o) for o, state in states.items() for e in state.values())
+    except (ValueError, IndexError):
         same = False
     if not same:
         raise CheckpointError("the training state beside the checkpoint is of another net")
-    for i, entry in state.items():  # files hold NCHW; the fused kernel takes memory as it lies, whatever the strides
-        for moment in ("exp_avg", "exp_avg_sq"):
-            entry[moment] = torch.empty_like(parameters[i].detach(), device="cpu").copy_(entry[moment])
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    for optimizer, state in states.items():
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _moments(optimizer: torch.optim.Optimizer) -> set[str]:
+    return {"momentum"} if isinstance(optimizer, Muon) else {"step", "exp_avg", "exp_avg_sq"}

@@ -59,7 +59,7 @@ def train_codec(run: Run) -> Codec:
         ckpt.adopt(net, resumed.part("codec_net" if run.resumed_state else "codec_ema"))
         ckpt.adopt(ema, resumed.part("codec_ema"))
         if run.resumed_state:
-            ckpt.restore_optimizer(optimizer, run.resumed_state)
+            ckpt.restore_optimizers(run.resumed_state, optimizer)
             step, reached = resumed.step, resumed.metrics["psnr"]
 
     def save(done: bool) -> None:

@@ -45,7 +45,14 @@ class RFPix2pixModel(Strict):
         "before it knows their partners by heart. `null` is 75, or 500 steps if that is longer; from noise and for "
         "pairs by name no bound but `train_images`. `warmup_images` is then a tenth of that at most.",
     )
-    learning_rate: Annotated[float, Field(gt=0)] = Field(2e-4, description="AdamW's rate for the velocity.")
+    optimizer: Literal["muon", "adamw"] | None = Field(
+        None,
+        description="What trains the velocity net. `muon`: its convolutions and linear layers take steps of which all "
+        "directions are as large, what is left AdamW's. `null`: `muon`, or what a run that goes on began with.",
+    )
+    learning_rate: Annotated[float, Field(gt=0)] = Field(
+        2e-4, description="Of the velocity net; Muon's steps are given the size that AdamW's have by the same rate."
+    )
     learning_rate_schedule: Literal["constant", "cosine"] = Field(
         "cosine", description="`cosine` falls to 1 % of the rate by the last step."
     )
@@ -56,7 +63,7 @@ class RFPix2pixModel(Strict):
         "for every picture: it learns fewer partners by heart. `null` is 0.3 where pictures are drawn more than 50 "
         "times, else 0, as from noise and for pairs by name.",
     )
-    weight_decay: Weight = Field(0.0, description="AdamW's decoupled weight decay.")
+    weight_decay: Weight = Field(0.0, description="Decoupled weight decay.")
     gradient_clip: Annotated[float, Field(gt=0)] = Field(1.0, description="Largest norm of the gradient.")
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.9995, description="Of the averaged weights, per step; shorter in the first steps. The average is exported."
@@ -193,7 +200,7 @@ class RFPix2pixModel(Strict):
         False,
         description="Run the velocity net through `torch.compile`; it starts late, and needs a C++ compiler.",
     )
-    fused_adamw: bool = Field(True, description="Update all weights in one kernel.")
+    fused_adamw: bool = Field(True, description="Update all weights that are AdamW's in one kernel.")
     log_every: Positive = Field(50, description="Steps between lines of metrics.jsonl.")
     eval_every: Annotated[int, Field(ge=0)] = Field(
         0,

@@ -277,7 +277,7 @@ def resolved(
     That keeps pairs from being learned by heart, `dropout` and fewer `train_images`, and from being averaged,
     `flow_loss_huber`: pairs of noise are never the same, and pairs by name are right, so of these only what the config
     says itself. And what a UNet leaves open: as the net has it that the first `weights` are of, else `coordinates`
-    where crops are `small`, and `input_gain`.
+    where crops are `small`, and `input_gain`; likewise the `optimizer`.
     """
     free = isinstance(domain0, Noise) or config.pairs_by == "paired"
     n = max(len(d) for d in (domain0, domain1) if isinstance(d, Domain))
@@ -285,6 +285,8 @@ def resolved(
     if config.max_epochs is not None:
         most = config.max_epochs * n
     changes: dict[str, Any] = {}
+    if config.optimizer is None:
+        changes["optimizer"] = weights.config.optimizer if weights else "muon"
     if most < config.train_images:
         changes = {"train_images": most, "warmup_images": min(config.warmup_images, most // 10)}
     if config.dropout is None:

@@ -43,7 +43,7 @@ def train_saliency(run: Run, codec: Codec) -> SaliencyNet:
     if resumed:
         ckpt.adopt(net, resumed.part("saliency_net"))
     if resumed and run.resumed_state:
-        ckpt.restore_optimizer(optimizer, run.resumed_state)
+        ckpt.restore_optimizers(run.resumed_state, optimizer)
         step, reached, frozen = resumed.step, resumed.metrics["accuracy"], bool(resumed.metrics["frozen"])
 
     (learn0, judge0), (learn1, judge1) = (

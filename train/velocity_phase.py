@@ -22,6 +22,7 @@ from .coupling import Pair, batches, structure_pairs
 from .distill import Ends, distill_losses, goes_forward, perceptual
 from .judging import judge
 from .loss import Features, Scales, losses, measure_scales, rough_noise
+from .muon import optimizers
 from .noise import Noise
 from .pairing import couple
 from .re_pairing import NEAR0, NEAR1, re_paired, saved, turns
@@ -44,12 +45,10 @@ def train_velocity(run: Run, codec: Codec, saliency: SaliencyNet | None) -> None
         torch.manual_seed(run.seed)
         v = build_velocity_net(config).to(run.device, memory_format=run.memory_format)  # type: ignore[call-overload]
     ema = copy.deepcopy(v).requires_grad_(False).eval()
-    rate, decay = config.learning_rate, config.weight_decay
-    optimizer = torch.optim.AdamW(v.parameters(), lr=rate, weight_decay=decay, fused=config.fused_adamw)
-    critics = None
+    by, critics = optimizer_of(config, 0), None
     if config.adversarial_weight:
         critics = Critics(config.channels, config.num_inference_steps, run.seed).to(run.device, run.memory_format)
-    step, near = 0, ckpt.Tensors()
+    step, near, moments = 0, ckpt.Tensors(), ckpt.Tensors()
     if part := run.parts.get("velocity"):
         for net in (v, ema):
             ckpt.adopt(net, part.part("velocity_ema"))
@@ -58,10 +57,14 @@ def train_velocity(run: Run, codec: Codec, saliency: SaliencyNet | None) -> None
         ckpt.adopt(ema, resumed.part("velocity_ema"))
         if run.resumed_state:
             others = {NEAR0, NEAR1, *ckpt.named(run.resumed_state, "critic")}
-            ckpt.restore_optimizer(optimizer, {k: m for k, m in run.resumed_state.items() if k not in others})
+            moments = {k: m for k, m in run.resumed_state.items() if k not in others}
+            by = "muon" if any(k.endswith("momentum") for k in moments) else "adamw"
             if critics:
                 critics.restore(run.resumed_state)
             step, near = resumed.step, saved(run)
+    plan = config.learning_rate, config.weight_decay, config.train_batch_size, config.fused_adamw
+    training = optimizers(v, by, *plan)
+    ckpt.restore_optimizers(moments, *training)
     if step >= config.steps:
         run.report.note(f"already trained: step {step} of {config.steps}")
         return
@@ -76,7 +79,10 @@ def train_velocity(run: Run, codec: Codec, saliency: SaliencyNet | None) -> None
         z0, z1 = self_paired(config, ema, z0, z1, place, step)
         ends = Ends(goes_forward(run, pairs, step), looks) if config.distill_steps else None
         judged = critics if step >= config.critic_from else None
-        figures = velocity_step(run, v, h, optimizer, z0, z1, place, step, ends, judged)
+        if by != optimizer_of(config, step):
+            by = optimizer_of(config, step)
+            training = optimizers(v, by, *plan)
+        figures = velocity_step(run, v, h, training, z0, z1, place, step, ends, judged)
         average(ema, v, config.ema_decay, step)
         step += 1
         judgement = judge(run, codec, ema, step)
@@ -92,10 +98,15 @@ def train_velocity(run: Run, codec: Codec, saliency: SaliencyNet | None) -> None
             if best:
                 run.save_best("velocity", step, tensors, judgement)
             if due:
-                state = ckpt.optimizer_tensors(optimizer) | near | (critics.state() if critics else {})
+                state = ckpt.optimizer_tensors(*training) | near | (critics.state() if critics else {})
                 run.save("velocity", step, tensors, state, run.best)
         if run.stop.is_set() and step < config.steps:
             raise Interrupted
+
+
+def optimizer_of(config: RFPix2pixModel, step: int) -> str:
+    """What trains v in that step: once a critic teaches, whose verdicts soon change, AdamW without momentum."""
+    return "adamw" if step >= config.critic_from else config.optimizer or "muon"
 
 
 def coupled(
@@ -127,7 +138,7 @@ def velocity_step(
     run: Run,
     v: VelocityNet,
     h: Features | None,
-    optimizer: torch.optim.Optimizer,
+    training: list[torch.optim.Optimizer],
     x0: Tensor,
     x1: Tensor,
     place: Tensor,
@@ -178,12 +189,13 @@ def velocity_step(
         total += torch.stack(terms).detach() * share
     ranks.add([p.grad for p in v.parameters() if p.grad is not None] + [total])
     norm, rate = torch.nn.utils.clip_grad_norm_(v.parameters(), config.gradient_clip), learning_rate(config, step)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-        if critics:
-            group["betas"] = BETAS
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    for optimizer in training:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+            if critics:
+                group["betas"] = BETAS
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
     if critics:
         critics.update(rate)
     figures = dict(zip(names, total if weights[1] else total[:1], strict=False))  # a term without weight says nothing

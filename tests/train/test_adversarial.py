@@ -134,7 +134,7 @@ def test_v_has_no_momentum_once_the_critic_teaches(work, monkeypatch):
 
     def watched(*args):
         figures = step(*args)
-        betas.append(args[3].param_groups[0]["betas"])
+        betas.append(args[3][-1].param_groups[0]["betas"])
         return figures
 
     monkeypatch.setattr(velocity_phase, "velocity_step", watched)

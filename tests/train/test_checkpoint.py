@@ -171,7 +171,7 @@ def test_an_optimiser_comes_back_with_its_moments():
     one.step()
     tensors = ckpt.optimizer_tensors(one)
     assert tensors.keys() == {f"optimizer.{i}.{n}" for i in (0, 1) for n in ("step", "exp_avg", "exp_avg_sq")}
-    ckpt.restore_optimizer(other, tensors)
+    ckpt.restore_optimizers(tensors, other)
     assert all(torch.equal(a, b) for a, b in zip(tensors.values(), ckpt.optimizer_tensors(other).values(), strict=True))
 
 

@@ -62,6 +62,10 @@ def two(work):
     return [[json.loads(line) for line in stdout.splitlines() if line.startswith(("{", "["))] for stdout, _ in out]
 
 
+EVEN = 1e-3
+"""How near trainings by Muon are, which makes rounding in a small direction as large as all else (seen: 3e-4)."""
+
+
 def apart(a, b):
     """‖a − b‖ / ‖a‖: Adam makes much of the rounding of a single gradient near 0."""
     return float((a.double() - b.double()).norm() / a.double().norm().clamp(min=1e-6))
@@ -89,7 +93,7 @@ def test_two_ranks_with_b_pairs_each_are_one_rank_with_2b(work, two, name, chang
     finish(job(work, name, **changes))
     # Three phases of Adam, not two. On a CPU with AVX-512 one process with other convolution kernels is 1.7e-3 from
     # itself here; scales that are not added over the ranks give 1.4e-2, another rank's times 0.15.
-    close(work / name, work / "two" / name, 3e-3 if name == "latent" else 1e-4)
+    close(work / name, work / "two" / name, {"even": EVEN, "latent": 3e-3}.get(name, 1e-4))
 
 
 @pytest.mark.slow
@@ -111,7 +115,7 @@ def test_all_ranks_stop_at_the_same_step_and_any_number_of_them_goes_on(work, tw
     resumed = finish(job(work / "two", "stopped", train_batch_size=6))  # by one rank
     assert resumed.steps[0] == ("velocity", 3)
     for folder in ("stopped", "from one"):
-        close(work / "two" / "even", work / "two" / folder, 1e-4)
+        close(work / "two" / "even", work / "two" / folder, EVEN)
         steps = [(e["phase"], e["step"]) for e in final(work / "two" / folder)[2]]
         assert steps == sorted(set(steps), key=lambda s: (ckpt.PHASES.index(s[0]), s[1]))
 
