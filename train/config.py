@@ -68,7 +68,7 @@ class RFPix2pixModel(Strict):
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.9995, description="Of the averaged weights, per step; shorter in the first steps. The average is exported."
     )
-    num_inference_steps: Positive = Field(12, description="Euler steps of samples, and the exported default.")
+    num_inference_steps: Positive = Field(6, description="Euler steps of samples, and the exported default.")
     timestep_sampling: Literal["logit-normal", "uniform"] = Field(
         "logit-normal", description="Distribution of t in training."
     )

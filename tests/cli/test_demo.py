@@ -18,7 +18,7 @@ def test_the_demo_trains_exports_and_translates_pictures_and_a_film(tmp_path: Pa
     first = CliRunner().invoke(app, command)
     assert first.exit_code == 0, first.output
     assert "untouched input" in first.stdout and "ours" in first.stdout
-    assert "12 Euler steps" in first.stdout
+    assert "6 Euler steps" in first.stdout
     with Image.open(tmp_path / "demo" / "gallery.png") as gallery:
         assert min(gallery.size) > 500
     results = tmp_path / "demo" / "translated"
