@@ -288,7 +288,7 @@ def resolved(
     if config.optimizer is None:
         changes["optimizer"] = weights.config.optimizer if weights else "muon"
     if most < config.train_images:
-        changes = {"train_images": most, "warmup_images": min(config.warmup_images, most // 10)}
+        changes |= {"train_images": most, "warmup_images": min(config.warmup_images, most // 10)}
     if config.dropout is None:
         many = min(most, config.train_images) > MANY_EPOCHS * n
         changes["dropout"] = DROPOUT if many and not free else 0.0

@@ -103,20 +103,22 @@ def test_moments_of_both_come_back_and_of_another_optimiser_are_refused():
         ckpt.restore_optimizers(tensors, *optimizers(net, "adamw", 0.1, 0.0, 16))
 
 
-def test_a_run_from_before_there_was_muon_goes_on_with_adamw(work):
-    finish(job(work, "whole", optimizer="adamw"))
+@pytest.mark.parametrize("length", [{}, {"train_images": 1000, "max_epochs": 2}])
+def test_a_run_from_before_there_was_muon_goes_on_with_adamw(work, tmp_path, length):
+    """Also where the few pictures of its domains end it sooner."""
+    finish(job(work, tmp_path / "whole", optimizer="adamw", **length))
     with pytest.raises(Interrupted):
-        train(job(work, "run", optimizer="adamw"), stop_at(("velocity", 3)))
-    path = work / "run" / "config.json"
+        train(job(work, tmp_path / "run", optimizer="adamw", **length), stop_at(("velocity", 3)))
+    path = tmp_path / "run" / "config.json"
     config = json.loads(path.read_text())
     del config["optimizer"]
     path.write_text(json.dumps(config))
-    newest = ckpt.find(work / "run")
+    newest = ckpt.find(tmp_path / "run")
     tensors, about = ckpt._read(newest)
     about = json.loads(about)
     del about["config"]["optimizer"]
     save_file(tensors, newest, {"rfp": json.dumps(about)})
-    finish(job(work, "run", optimizer=None))
-    assert_same(work / "run", work / "whole")
-    finish(job(work, "new", optimizer=None))
-    assert [ckpt.load(ckpt.find(work / name)).config.optimizer for name in ("run", "new")] == ["adamw", "muon"]
+    finish(job(work, tmp_path / "run", optimizer=None, **length))
+    assert_same(tmp_path / "run", tmp_path / "whole")
+    finish(job(work, tmp_path / "new", optimizer=None, **length))
+    assert [ckpt.load(ckpt.find(tmp_path / name)).config.optimizer for name in ("run", "new")] == ["adamw", "muon"]

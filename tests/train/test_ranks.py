@@ -15,7 +15,7 @@ from rfp.train import checkpoint as ckpt
 from rfp.train import ranks
 from rfp.train.run import Interrupted, train
 from trainings import TINY, Listener, draw_domains, final, finish, job
-from two_ranks import CRITIC, LATENT, UNEVEN, finish_batch_norm
+from two_ranks import CRITIC, EVEN, LATENT, MUON, UNEVEN, finish_batch_norm
 
 
 def free_port() -> int:
@@ -43,7 +43,7 @@ def two(work):
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(Interrupted):
-        train(job(folder, "from one", train_batch_size=6), Listener(press))
+        train(job(folder, "from one", **EVEN), Listener(press))
     port = str(free_port())
     launched = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(Path(__file__).with_name("two_ranks.py")), str(folder)]
@@ -60,10 +60,6 @@ def two(work):
     out = [child.communicate(timeout=200) for child in children]
     assert all(child.returncode == 0 for child in children), out
     return [[json.loads(line) for line in stdout.splitlines() if line.startswith(("{", "["))] for stdout, _ in out]
-
-
-EVEN = 1e-3
-"""How near trainings by Muon are, which makes rounding in a small direction as large as all else (seen: 3e-4)."""
 
 
 def apart(a, b):
@@ -86,14 +82,16 @@ def close(one, other, tolerance):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "changes"), [("even", {"train_batch_size": 6}), ("uneven", UNEVEN), ("critic", CRITIC), ("latent", LATENT)]
+    ("name", "changes"),
+    [("even", EVEN), ("uneven", UNEVEN), ("critic", CRITIC), ("latent", LATENT), ("muon", MUON)],
 )
 def test_two_ranks_with_b_pairs_each_are_one_rank_with_2b(work, two, name, changes):
     """All of it: every phase's weights, averages, moments, losses and gradient norms; shares of 3 + 3 and of 2 + 3."""
     finish(job(work, name, **changes))
     # Three phases of Adam, not two. On a CPU with AVX-512 one process with other convolution kernels is 1.7e-3 from
     # itself here; scales that are not added over the ranks give 1.4e-2, another rank's times 0.15.
-    close(work / name, work / "two" / name, {"even": EVEN, "latent": 3e-3}.get(name, 1e-4))
+    # Muon makes rounding in a small direction as large as all else (seen: 3e-4).
+    close(work / name, work / "two" / name, {"latent": 3e-3, "muon": 1e-3}.get(name, 1e-4))
 
 
 @pytest.mark.slow
@@ -112,10 +110,10 @@ def test_batch_norm_learns_from_the_same_minibatches_on_two_ranks(work, two):
 @pytest.mark.slow
 def test_all_ranks_stop_at_the_same_step_and_any_number_of_them_goes_on(work, two):
     assert [seen[0]["interrupted"] for seen in two] == [True, True]
-    resumed = finish(job(work / "two", "stopped", train_batch_size=6))  # by one rank
+    resumed = finish(job(work / "two", "stopped", **EVEN))  # by one rank
     assert resumed.steps[0] == ("velocity", 3)
     for folder in ("stopped", "from one"):
-        close(work / "two" / "even", work / "two" / folder, EVEN)
+        close(work / "two" / "even", work / "two" / folder, 1e-4)
         steps = [(e["phase"], e["step"]) for e in final(work / "two" / folder)[2]]
         assert steps == sorted(set(steps), key=lambda s: (ckpt.PHASES.index(s[0]), s[1]))
 

@@ -16,10 +16,12 @@ from rfp.train.saliency import SaliencyNet
 from torch import nn
 from trainings import TINY, VAE_TINY, Listener, finish, job
 
-# A gain makes more of rounding, and so does Muon (EVEN in test_ranks.py): of latents one process with other convolution
+# A gain makes more of rounding, and so does Muon: of latents one process with other convolution
 # kernels is 7.6e-3 from itself with a diagonal, 1.4e-3 without; of uneven shares two ranks are 1.01e-4 from one with
 # matrices.
 PLAIN = {"optimizer": "adamw", "velocity_net": TINY["velocity_net"] | {"input_gain": "none"}}
+MUON = {"train_batch_size": 6}
+EVEN = MUON | {"optimizer": "adamw"}
 UNEVEN = {"train_batch_size": 5, "structure_pairing": True, "self_pairing": 0.6, "bridge_noise": 0.3} | PLAIN
 CRITIC = {"train_batch_size": 5, "saliency_loss_weight": 0, "adversarial_weight": 0.5, "adversarial_start": 0.2} | PLAIN
 LATENT = {"train_batch_size": 6, "codec": VAE_TINY | {"augmentations": ["color_jitter", "hflip"]}} | PLAIN
@@ -53,8 +55,9 @@ def finish_batch_norm(work: Path) -> None:
 def main(work: Path) -> dict[str, object]:
     """Train, and say what was seen."""
     seen: dict[str, object] = {"rank": ranks.rank(), "share": list(range(7)[ranks.share(7)])}
-    listener = finish(job(work, "even", train_batch_size=6))
+    listener = finish(job(work, "even", **EVEN))
     seen["reported"] = len(listener.steps) + len(listener.notes)
+    finish(job(work, "muon", **MUON))
     finish(job(work, "uneven", **UNEVEN))
     finish(job(work, "critic", **CRITIC))
     finish(job(work, "latent", **LATENT))
@@ -66,10 +69,10 @@ def main(work: Path) -> dict[str, object]:
             signal.raise_signal(signal.SIGTERM)
 
     try:
-        train(job(work, "stopped", train_batch_size=6), Listener(press))
+        train(job(work, "stopped", **EVEN), Listener(press))
     except Interrupted:
         seen["interrupted"] = (work / "stopped" / "checkpoints" / "velocity-00000002.safetensors").is_file()
-    finish(job(work, "from one", train_batch_size=6))  # begun by one rank
+    finish(job(work, "from one", **EVEN))  # begun by one rank
 
     start = time.monotonic()
     with ranks.in_turn():
