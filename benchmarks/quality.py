@@ -115,6 +115,12 @@ class Idea:
     flip: bool = False
     zoom: float = 0.9
     """Least side of a crop, in shares of the picture."""
+    crop_share: float = 1.0
+    """Share of pairs that are cropped; the others are whole."""
+    whole_from: float = 1.0
+    """Share of the training after which all are whole."""
+    mixed_until: float = 1.0
+    """Share of the training after which no rectangles are exchanged."""
     cutmix: float = 0.0
     """Share of pairs of which a rectangle comes from another pair, the same in x0 and x1."""
     local: int = 0
@@ -272,7 +278,7 @@ def train(idea: Idea, net: nn.Sequential, d0: Domain, d1: Domain, look: Callable
     critic_from = int(idea.start * steps) if idea.adversarial else steps
     for step in range(steps):
         numbers = range(step * idea.batch, (step + 1) * idea.batch)
-        crops = [cropped(idea, np.random.default_rng([idea.seed, 3, k])) for k in numbers]
+        crops = [cropped(idea, np.random.default_rng([idea.seed, 3, k]), step / steps) for k in numbers]
         drawn = [
             [c.apply(Image.fromarray(p), idea.size) for p in mosaic(k)]
             if mosaic
@@ -283,7 +289,8 @@ def train(idea: Idea, net: nn.Sequential, d0: Domain, d1: Domain, look: Callable
         if idea.coupling == "ot":
             x1 = x1[torch.from_numpy(ot_permutation(x0.numpy(), x1.numpy()))]
         place = torch.from_numpy(np.stack([c.place(idea.size) for c in crops])).permute(0, 3, 1, 2)
-        x0, x1, place = augmented(idea, x0, x1, place)
+        mixing = idea if step < idea.mixed_until * steps else replace(idea, cutmix=0.0)
+        x0, x1, place = augmented(mixing, x0, x1, place)
         there = partial(v, place=place)
         if idea.back and step > idea.start * steps:
             m = int(idea.back * idea.batch)
@@ -385,12 +392,14 @@ def similar_pairs(idea: Idea, e0: Tensor, e1: Tensor) -> Pair:
     return kept
 
 
-def cropped(idea: Idea, rng: np.random.Generator) -> Crop:
-    if idea.zoom == 0.9:
-        return Crop.draw(rng, idea.flip)
+def cropped(idea: Idea, rng: np.random.Generator, when: float) -> Crop:
+    share = idea.crop_share if when < idea.whole_from else 0.0
+    if idea.zoom == 0.9 or not share:
+        return Crop.draw(rng, idea.flip, share=share)
     scale = rng.uniform(idea.zoom, 1)
     dx, dy = rng.uniform(-(1 - scale) / 2, (1 - scale) / 2, 2)
-    return Crop(float(scale), float(dx), float(dy), bool(idea.flip and rng.uniform() < 0.5))
+    flip = bool(idea.flip and rng.uniform() < 0.5)
+    return Crop(float(scale), float(dx), float(dy), flip) if rng.uniform() < share else Crop(flip=flip)
 
 
 def everything(domain: Domain) -> Any:

@@ -83,6 +83,11 @@ class RFPix2pixModel(Strict):
     random_crop: bool = Field(
         True, description="Cut squares at random out of the middle one, the same from both; or take it whole."
     )
+    crop_share: Fraction = Field(
+        0.5,
+        description="Share of pairs that are cut so. The others, and all in the last quarter of the training, are "
+        "whole, as pictures in use are: what has a place in the picture is learned to stand there.",
+    )
     crop_scale: Annotated[float, Field(gt=0, le=1)] = Field(
         0.5, description="Side of the smallest of these, of the short side; 0.9 where it would have to be enlarged."
     )

@@ -90,6 +90,7 @@ def batches(
     flip: bool,
     depth: int = 2,
     crop_scale: float = LEAST,
+    crop_share: float = 1.0,
     cutmix: float = 0.0,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Batches `start` to `stop` of x0, x1 [B, 3, size, size] in [-1, 1]; read ahead by `depth` batches.
@@ -100,6 +101,7 @@ def batches(
 
     Args:
         crop_scale: side of the smallest crop, of the short side; larger where LEAST would not enlarge the picture.
+        crop_share: share of pairs that are cropped at random; of the others the middle square is taken whole.
         cutmix: share of pairs of which a rectangle comes from the next pair, at the same place in both pictures (Yun
             et al. 2019, arXiv:1905.04899): what is far away says less of what is here, so there is less to memorise.
     """
@@ -109,7 +111,7 @@ def batches(
         i, j = pair(k)
         pictures = [domain1.read(j)] if isinstance(domain0, Noise) else [domain0.read(i), domain1.read(j)]
         least = least_crop(crop_scale, size, *(picture.size for picture in pictures))
-        crop = Crop.draw(np.random.default_rng([seed, 3, k]), flip, least)
+        crop = Crop.draw(np.random.default_rng([seed, 3, k]), flip, least, crop_share)
         *first, x1 = (crop.apply(picture, size) for picture in pictures)
         return domain0.draw(i) if isinstance(domain0, Noise) else first[0], x1, crop.place(size)
 

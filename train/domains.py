@@ -50,11 +50,15 @@ class Crop(NamedTuple):
     flip: bool = False
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, flip: bool, least: float = LEAST) -> "Crop":
-        """Side `least` to 1 of the short side, anywhere in the middle square, mirrored half of the time if `flip`."""
-        scale, dx, dy, mirror = rng.uniform([least, -0.5, -0.5, 0.0], [1.0, 0.5, 0.5, 1.0])
+    def draw(cls, rng: np.random.Generator, flip: bool, least: float = LEAST, share: float = 1.0) -> "Crop":
+        """Side `least` to 1 of the short side, anywhere in the middle square, mirrored half of the time if `flip`.
+
+        Only a `share` of them; the others are the whole middle square.
+        """
+        scale, dx, dy, mirror, cut = rng.uniform([least, -0.5, -0.5, 0.0, 0.0], [1.0, 0.5, 0.5, 1.0, 1.0])
         room = 1 - scale
-        return cls(float(scale), float(dx * room), float(dy * room), bool(flip and mirror < 0.5))
+        square = cls(float(scale), float(dx * room), float(dy * room)) if cut < share else cls()
+        return square._replace(flip=bool(flip and mirror < 0.5))
 
     def place(self, size: int) -> Float:
         """Where the pixels of the square lie in the picture: float32 [size, size, 2], row and column.

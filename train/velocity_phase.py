@@ -32,6 +32,9 @@ from .self_pairing import self_paired
 from .sides import mirrored
 from .velocity_net import VelocityNet, build_velocity_net, integrate_net
 
+WHOLE_FROM = 0.75
+"""The share of the training after which all pictures are whole, as in use, whatever `crop_share`."""
+
 
 def train_velocity(run: Run, codec: Codec, saliency: SaliencyNet | None) -> None:
     """Train v on `train_images` pairs of what the codec makes of pictures; the averaged weights are exported.
@@ -120,17 +123,17 @@ def coupled(
     mirror, why = ranks.once(lambda: mirrored(config, run.domain0, run.domain1))
     if why:
         run.report.note(why)
-    crop_scale = config.crop_scale if config.random_crop else 1.0
     cutmix = (0.0 if noise else 0.5) if config.cutmix is None else config.cutmix
-    again = [] if noise else turns(config, *map(len, run.pictures))
+    again, whole = [] if noise else turns(config, *map(len, run.pictures)), round(WHOLE_FROM * config.steps)
     while step < config.steps:
         if step in again:
             near |= ranks.once(partial(re_paired, run, codec, ema, step))
         if near:
             pairs = structure_pairs(near[NEAR1].numpy(), near[NEAR0].numpy(), run.seed)
-        stop = min([turn for turn in again if turn > step], default=config.steps)
+        stop = min(turn for turn in (*again, whole, config.steps) if turn > step)
+        share = config.crop_share if config.random_crop and step < whole else 0.0
         draws = run.domain0, run.domain1, pairs, config.train_batch_size, step, stop, run.seed, mirror
-        yield from batches(*draws, crop_scale=crop_scale, cutmix=cutmix)
+        yield from batches(*draws, crop_scale=config.crop_scale, crop_share=share, cutmix=cutmix)
         step = stop
 
 

@@ -6,15 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from rfp.train.coupling import (
-    batches,
-    random_pairs,
-    shuffled,
-    structure_pairs,
-)
+from rfp.runtime.pixels import to_float
+from rfp.train import velocity_phase
+from rfp.train.coupling import batches, random_pairs, shuffled, structure_pairs
 from rfp.train.domains import Crop, open_domain
 from rfp.train.neighbours import neighbours
-from trainings import draw_domains, noisy
+from trainings import draw_domains, finish, job, noisy
 
 
 @pytest.fixture
@@ -96,6 +93,40 @@ def test_crops_are_as_small_as_asked_for_but_enlarge_nothing(tmp_path):
             assert least - 0.03 < width.min() < least + 0.05 and width.max() > 0.95
     whole, *_ = next(iter(batches(large, large, random_pairs(1, 1, 0), 4, 0, 1, 0, False, crop_scale=1.0)))
     assert torch.equal(whole, whole[:1].expand_as(whole))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_a_share_of_pairs_is_cropped_and_the_others_are_the_whole_middle_square(tmp_path, share):
+    """Of pictures wider than high; mirrored as often either way, and with their place in the picture."""
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (40, 60, 3), np.uint8)).save(tmp_path / "a.png")
+    domain = open_domain([tmp_path], 40)
+    square = torch.from_numpy(to_float(domain.crop(0, Crop())[None]))[0]
+    x0, x1, place = next(iter(batches(domain, domain, random_pairs(1, 1, 0), 400, 0, 1, 0, True, crop_share=share)))
+    assert torch.equal(x0, x1)
+    mirrored, as_it_is = ((x0 == x).flatten(1).all(dim=1) for x in (square.flip(2), square))
+    whole = mirrored | as_it_is
+    assert abs(whole.float().mean() - (1 - share)) < 0.08 and whole.all() == (share == 0)
+    assert not whole.any() or abs(mirrored.sum() / whole.sum() - 0.5) < 0.1
+    reach = place.abs().amax(dim=(1, 2, 3))
+    assert torch.allclose(reach[whole], torch.tensor(39 / 40)) and (reach[~whole] < 0.999).all()
+
+
+@pytest.mark.parametrize(("changes", "shares"), [({}, [0.5, 0.5, 0.0]), ({"random_crop": False}, [0.0] * 3)])
+def test_the_last_quarter_of_a_training_sees_whole_pictures(tmp_path, monkeypatch, changes, shares):
+    """Whatever else begins a new stretch of it."""
+    draw_domains(tmp_path)
+    seen = []
+
+    def watched(*args, crop_share, **options):
+        seen.append((args[4], args[5], crop_share))
+        return batches(*args, crop_share=crop_share, **options)
+
+    monkeypatch.setattr(velocity_phase, "batches", watched)
+    monkeypatch.setattr(velocity_phase, "turns", lambda *_: [5])
+    monkeypatch.setattr(velocity_phase, "re_paired", lambda *_: {})
+    finish(job(tmp_path, train_images=60, saliency_loss_weight=0, **changes))
+    assert seen == [(0, 5, shares[0]), (5, 9, shares[1]), (9, 12, shares[2])]
 
 
 def test_cutmix_puts_a_rectangle_of_the_next_pair_at_the_same_place_in_both_pictures(tmp_path):

@@ -261,6 +261,7 @@ def test_a_net_sees_coordinates_where_crops_are_small_or_its_weights_do(work, tm
     assert not sees() and sees(True)
     assert sees(max_size=8) and sees(domain0="noise", max_size=8) and not sees(False, max_size=8)
     assert not sees(max_size=8, crop_scale=0.9) and not sees(max_size=8, random_crop=False)
+    assert not sees(max_size=8, crop_share=0)
     nets = {v: TINY["velocity_net"] | {"coordinates": v} for v in (None, False, True)}
     weights = {v: SimpleNamespace(config=tiny(velocity_net=net)) for v, net in nets.items()}
     assert sees(weights=weights[True]) and not sees(max_size=8, weights=weights[False])
@@ -297,8 +298,8 @@ def test_every_step_tells_the_net_where_its_crops_lie(work, tmp_path, monkeypatc
             told.append(place)
         return forward(self, x, t, place)
 
-    def remember(rng, flip, least):
-        drawn.append(draw(rng, flip, least))
+    def remember(*arguments):
+        drawn.append(draw(*arguments))
         return drawn[-1]
 
     monkeypatch.setattr(UNet, "forward", hear)
