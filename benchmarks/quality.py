@@ -393,13 +393,7 @@ def similar_pairs(idea: Idea, e0: Tensor, e1: Tensor) -> Pair:
 
 
 def cropped(idea: Idea, rng: np.random.Generator, when: float) -> Crop:
-    share = idea.crop_share if when < idea.whole_from else 0.0
-    if idea.zoom == 0.9 or not share:
-        return Crop.draw(rng, idea.flip, share=share)
-    scale = rng.uniform(idea.zoom, 1)
-    dx, dy = rng.uniform(-(1 - scale) / 2, (1 - scale) / 2, 2)
-    flip = bool(idea.flip and rng.uniform() < 0.5)
-    return Crop(float(scale), float(dx), float(dy), flip) if rng.uniform() < share else Crop(flip=flip)
+    return Crop.draw(rng, idea.flip, idea.zoom, idea.crop_share if when < idea.whole_from else 0.0)
 
 
 def everything(domain: Domain) -> Any:

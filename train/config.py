@@ -298,6 +298,11 @@ class RFPix2pixModel(Strict):
         return self.coupling or ("random" if self.structure_pairing is False else "structure")
 
     @property
+    def cropped(self) -> float:
+        """`crop_share`, or 0 without `random_crop`."""
+        return self.crop_share if self.random_crop else 0.0
+
+    @property
     def critic_from(self) -> int:
         """The step from which v learns by the critic: `steps` where there is none."""
         return round(self.adversarial_start * self.steps) if self.adversarial_weight else self.steps

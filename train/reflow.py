@@ -135,9 +135,8 @@ def _shard(source: Source, shard: int, follow: Any) -> tuple[dict[str, Uint8], d
 
 def _crop(source: Source, domain: Domain, index: int, k: int) -> Uint8:
     """As training cuts and mirrors them: the pairs are taken whole from here on."""
-    config = source.checkpoint.config
-    share = config.crop_share if config.random_crop else 0.0
-    return domain.crop(index, Crop.draw(np.random.default_rng([source.seed, 8, k]), source.mirror, share=share))
+    rng, share = np.random.default_rng([source.seed, 8, k]), source.checkpoint.config.cropped
+    return domain.crop(index, Crop.draw(rng, source.mirror, share=share))
 
 
 def _write(path: Path, pictures: dict[str, Uint8]) -> None:

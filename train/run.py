@@ -307,7 +307,7 @@ def resolved(
 
 def small(config: RFPix2pixModel, domain0: Domain | Noise, domain1: Domain) -> bool:
     """Whether the smallest crops of most pictures show so little of them that they do not say where they are."""
-    if not (config.random_crop and config.crop_share):
+    if not config.cropped:
         return False
     domains = [d for d in (domain0, domain1) if isinstance(d, Domain)]
     looked_at = [[d.read(i * len(d) // LOOKED_AT).size for i in range(LOOKED_AT)] for d in domains]

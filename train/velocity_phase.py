@@ -131,7 +131,7 @@ def coupled(
         if near:
             pairs = structure_pairs(near[NEAR1].numpy(), near[NEAR0].numpy(), run.seed)
         stop = min(turn for turn in (*again, whole, config.steps) if turn > step)
-        share = config.crop_share if config.random_crop and step < whole else 0.0
+        share = config.cropped if step < whole else 0.0
         draws = run.domain0, run.domain1, pairs, config.train_batch_size, step, stop, run.seed, mirror
         yield from batches(*draws, crop_scale=config.crop_scale, crop_share=share, cutmix=cutmix)
         step = stop
