@@ -49,7 +49,8 @@ def _print_line(event: "Event") -> None:
 def summary(report: "Report", output: Path, verb: str) -> str:
     """Notes, failures, and one line of counts."""
     counts = f"{len(report.done)} {verb}, {len(report.skipped)} there already, {len(report.failed)} failed"
-    notes = [f"note: {event.source}: {event.message}" for event in report.done if event.message]
+    notes = [f"note: {note}" for note in report.notes]
+    notes += [f"note: {event.source}: {event.message}" for event in report.done if event.message]
     failures = [f"failed: {event.message}" for event in report.failed]
     where = f" on {report.device}" if report.device else ""
     return "\n".join(map(one_line, [*notes, *failures, f"{output}: {counts} in {report.seconds:.1f} s{where}"]))
@@ -63,7 +64,8 @@ def one_line(text: str) -> str:
 def as_json(report: "Report") -> dict[str, Any]:
     """The report as JSON values: how many inputs ended in which way, and the messages of the first thousand."""
 
-    notes = [{"source": e.source, "message": e.message} for e in (*report.skipped, *report.done) if e.message]
+    notes = [{"source": "", "message": note} for note in report.notes]
+    notes += [{"source": e.source, "message": e.message} for e in (*report.skipped, *report.done) if e.message]
     return {
         "done": len(report.done),
         "skipped": len(report.skipped),

@@ -101,6 +101,8 @@ def evaluate(
         for way in (reverse, not reverse)
     )
     result.steps = bundle.manifest.default_steps if steps is None else steps
+    if note := bundle.manifest.other_steps(steps, solver):
+        result.notes.append(note)
     read = _reader(size, limit, result)
     real = read("target", target) if target else None
     given = read("source", source) if source else None

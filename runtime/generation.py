@@ -104,6 +104,8 @@ def generate(
     sheet_file = folder / f"seed-{seed}-grid-{count}{suffix}"
 
     report = Report(device=flow.device)
+    if note := loaded.manifest.other_steps(steps, solver):
+        report.notes.append(note)
     tell = report.teller(on_event)
     tell(Event("found", total=count + grid))
     there = set() if overwrite else {p for p in pictures if p.target.exists()}

@@ -150,6 +150,22 @@ class Manifest:
         files = [file for g in self.graphs for file in (g.file, g.data.file if g.data else None) if file]
         _want(files, "graphs", "every file once", lambda v: len(set(v)) == len(v))
 
+    def other_steps(self, steps: int | None, solver: str) -> str:
+        """What to say of these steps, if this net was not taught to make pictures in them; empty of a flow, whose
+        steps are free. `rfp distill`, and a critic at the end of a training, teach a net so many Euler steps."""
+        config = self.training.get("config")
+        taught = config if isinstance(config, dict) else {}
+        critic = taught.get("adversarial_weight") and taught.get("adversarial_start") != 1
+        only = taught.get("distill_steps") or (critic and taught.get("num_inference_steps"))
+        asked = self.default_steps if steps is None else steps
+        if not _is_int(only, 1, 1000) or (asked == only and solver == "euler"):
+            return ""
+        plural = "" if only == 1 else "s"
+        return (
+            f"{self.name} was taught to make pictures in {only} Euler step{plural}, and here takes {asked} by "
+            f"{solver}: --steps {only} is what it is for"
+        )
+
     def to_json(self) -> str:
         """Indented JSON with a final newline for `rfp.json`; for a graph's own metadata, of `replace(m, graphs=())`."""
         values = _without_defaults(asdict(self))

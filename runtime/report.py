@@ -59,7 +59,8 @@ class Report:
 
     `images` counts the pictures that were translated, `stages` has the seconds in each stage, summed over the threads,
     so that together they may exceed the wall time: read (bytes and their hash), decode, prepare (size, numbers),
-    integrate, finish (grey levels, size), encode, write (which waits for the disk), and of films join.
+    integrate, finish (grey levels, size), encode, write (which waits for the disk), and of films join. `notes` are on
+    the whole, not on one input.
     """
 
     done: Ended = field(default_factory=Ended)
@@ -67,6 +68,7 @@ class Report:
     failed: Ended = field(default_factory=Ended)
     seconds: float = 0.0
     device: str = ""
+    notes: list[str] = field(default_factory=list)
     images: int = 0
     images_per_second: float = 0.0
     stages: dict[str, float] = field(default_factory=dict)

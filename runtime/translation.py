@@ -95,6 +95,8 @@ def translate(
     still = new_flow()
     model = model_hash(loaded)
     report = Report(device=graphs[0].said, stages=stages)
+    if note := loaded.manifest.other_steps(flow.steps, flow.solver):
+        report.notes.append(note)
     started = time.monotonic()
     key = {"model": model, **{k: v for k, v in asdict(flow).items() if k not in ("batch", "threads")}}
     tell = report.teller(on_event)

@@ -40,6 +40,13 @@ def test_the_table_and_json_hold_the_same_figures(work):
     assert report["counts"] == {"target": 7, "source": 7, "truth": 7, "translated": 7} and report["failed"] == []
 
 
+def test_steps_that_a_distilled_net_was_not_made_for_are_remarked_on(work):
+    bundles.write_bundle(work / "one", bundles.towards(0.0), training={"config": {"distill_steps": 1}})
+    done = rfp("one", "--source", "dark", "--steps", "2")
+    assert "note: test was taught to make pictures in 1 Euler step" in done.stdout
+    assert "note" not in rfp("one", "--source", "dark", "--steps", "1").stdout
+
+
 @pytest.mark.slow
 def test_a_runs_classifier_is_fooled_and_serves_as_features(work):
     finish(job(work, "run", train_images=5))

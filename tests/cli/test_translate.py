@@ -53,6 +53,15 @@ def test_json_is_one_object_with_everything(work):
     assert report["images_per_second"] > 0 and report["seconds"].keys() == stages
 
 
+def test_steps_that_a_distilled_net_was_not_made_for_are_remarked_on_once(work):
+    made = {"default_steps": 1, "training": {"config": {"distill_steps": 1}}}
+    bundles.write_bundle(work / "one", bundles.identity(), **made)
+    assert "note" not in rfp("one", "in [x]", "-o", "out").stdout
+    assert rfp("one", "in [x]", "-o", "out", "--steps", 12).stdout.count("note: test was taught") == 1
+    (note,) = json.loads(rfp("one", "in [x]", "-o", "out", "--solver", "heun", "--json").stdout)["notes"]
+    assert "--steps 1 is what it is for" in note["message"]
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [

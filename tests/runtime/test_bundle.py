@@ -1,5 +1,5 @@
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import bundles
@@ -39,6 +39,30 @@ def test_a_lone_graph_describes_itself(folder):
     lone, whole = load_bundle(folder / "velocity.onnx"), load_bundle(folder)
     assert lone.manifest.graphs == () and lone.manifest.image_size == whole.manifest.image_size
     assert lone.model == whole.model
+
+
+CRITIC = {"adversarial_weight": 1, "num_inference_steps": 2, "distill_steps": None}
+
+
+@pytest.mark.parametrize(
+    ("training", "steps", "solver", "said"),
+    [
+        ({"config": {"distill_steps": 1, "num_inference_steps": 1}}, 12, "euler", "in 1 Euler step, "),
+        ({"config": {"distill_steps": 4}}, 4, "heun", "and here takes 4 by heun: --steps 4 is what it is for"),
+        ({"config": {"distill_steps": 4}}, None, "euler", ""),  # default_steps is 4
+        ({"config": {"distill_steps": 1}}, None, "euler", "here takes 4 by euler: --steps 1"),  # exported so
+        ({"config": CRITIC}, 6, "euler", "in 2 Euler steps, and here takes 6"),
+        ({"config": CRITIC}, 2, "euler", ""),
+        ({"config": CRITIC | {"adversarial_start": 1}}, 6, "euler", ""),  # its turn never came
+        ({"config": CRITIC | {"adversarial_weight": 0}}, 6, "euler", ""),
+        ({"config": {"distill_steps": "1\n"}}, 6, "euler", ""),  # a stranger's
+        ({"config": []}, 6, "euler", ""),
+        ({}, 6, "heun", ""),
+    ],
+)  # fmt: skip
+def test_a_net_that_knows_one_number_of_steps_says_so_of_others(training, steps, solver, said):
+    note = replace(bundles.MANIFEST, training=training).other_steps(steps, solver)
+    assert said in note and bool(note) == bool(said)
 
 
 GRAPH = {"file": "v.onnx", "precision": "fp32", "sha256": "0" * 64, "bytes": 1}

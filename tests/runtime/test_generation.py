@@ -64,6 +64,12 @@ def test_steps_from_the_noise_of_each_number_meet_the_exact_answer(make, tmp_pat
         assert np.abs(load(tmp_path / "out" / f"seed-7-{i:06d}.png") - wanted).max() <= 0.501
 
 
+def test_steps_that_a_distilled_net_was_not_made_for_are_remarked_on(make, tmp_path):
+    one = make(default_steps=1, training={"config": {"distill_steps": 1}})
+    assert generate(one, tmp_path / "out", 1).notes == []
+    assert "--steps 1 is what it is for" in generate(one, tmp_path / "other", 1, steps=4).notes[0]
+
+
 def test_a_picture_is_the_same_bytes_whatever_the_batch_and_the_count(make, tmp_path):
     bundle = make(bundles.blur())
     generate(bundle, tmp_path / "one", 7, seed=3, batch=1)
