@@ -51,6 +51,7 @@ def _manifest(manifest: dict[str, Any]) -> list[str]:
         "domains": _domains(manifest["domains"], manifest.get("generative", False)),
         "pictures": f"{manifest['image_size']} px in training; sides are multiples of {manifest['multiple']}",
         "latents": f"{latent['channels']} channels at 1/{latent['factor']} of the size" if latent else "",
+        "alignment": ", ".join(f"{n:.2f}" for n in manifest.get("alignment") or []),
         "steps": f"{manifest['default_steps']} Euler steps by default",
         "trained": ", ".join(f"{training[k]} {what}" for k, what in counts.items() if k in training),
         "licence": manifest["licence"] or "none given",

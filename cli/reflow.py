@@ -144,7 +144,7 @@ def _pairs(job: "Job", making_steps: int | None, count: int, made: Path | None, 
     from ..train import checkpoint as ckpt
     from ..train import ranks
     from ..train.device import pick_device
-    from ..train.domains import open_domain
+    from ..train.domains import Domain, open_domain
     from ..train.noise import noise_domain
     from ..train.reflow import Source, made_pairs, make_pairs
 
@@ -160,6 +160,8 @@ def _pairs(job: "Job", making_steps: int | None, count: int, made: Path | None, 
             else open_domain(inputs, config.max_size, config.cache_megabytes << 20)
             for inputs in (job.inputs0, job.inputs1)
         ]
+        if isinstance(opened[0], Domain):
+            opened[0].align(config.aligned_by)
         steps = making_steps or config.num_inference_steps
         source = Source(job.parts["velocity"], checkpoint, opened[0], opened[1], steps, job.seed)  # type: ignore[arg-type]
         make_pairs(source, folder, count, pick_device(job.device), report)  # type: ignore[arg-type]

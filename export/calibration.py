@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from ..runtime.alignment import moved
 from ..runtime.discovery import discover
 from ..runtime.errors import UsageError
 from ..runtime.euler import integrate
@@ -49,7 +50,8 @@ def trajectories(source: Source, made: Made, folder: Path | None) -> dict[str, l
 
     zero, one = (None, None) if folder else source.pictures
     if folder is not None:
-        given = _read(folder, size)
+        given, alignment = _read(folder, size), source.manifest.alignment
+        given = np.stack([moved(picture, alignment) for picture in given]) if alignment else given
         zero, one = (None, given) if generative else (given, None)
     if generative:
         shape = made.codec.channels, size[1] // made.codec.factor, size[0] // made.codec.factor

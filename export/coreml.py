@@ -86,6 +86,11 @@ def images_maker(source: Source, asked: CoreML, note: Callable[[str], None]) -> 
     steps = source.manifest.default_steps
     if source.manifest.generative:
         raise UsageError("--coreml-images is for models that translate pictures; this one makes them from noise")
+    if source.manifest.alignment:
+        raise UsageError(
+            "--coreml-images: this model moves pictures before it translates them (its alignment), which an app has to "
+            "do itself; leave the option out, or train with --set alignment=[1,0,0,0,1,0]"
+        )
 
     def make(precision: str, folder: Path, float32_normalisation: bool = False) -> Made:
         file = _file("translate", precision)

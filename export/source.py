@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from .. import __version__
+from ..runtime.alignment import IDENTITY
 from ..runtime.errors import CheckpointError, UsageError
 from ..runtime.manifest import Latent, Manifest
 from ..runtime.pixels import Uint8
@@ -76,6 +77,7 @@ def open_source(
         provenance=provenance,
         rfp_version=__version__,
         generative=checkpoint.generative,
+        alignment=None if config.aligned_by == IDENTITY else config.aligned_by,
         latent=Latent(config.codec.latents, config.codec.factor) if config.codec.latents else None,
         training={
             "step": checkpoint.step,

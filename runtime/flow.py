@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from .alignment import inverse, moved
 from .batching import BatchSize
 from .codec import Codec
 from .errors import MediaError, OutOfMemoryError
@@ -24,6 +25,7 @@ from .pipeline import parallel
 from .pixels import Float, Uint8, pad_to_multiple, to_float, to_uint8
 from .stages import Stages
 from .tiling import tiled
+from .upscale import given_back
 from .velocity import Velocity
 
 In = TypeVar("In")
@@ -76,6 +78,8 @@ class Flow:
         self._short = manifest.image_size if options.size == "model" else options.size
         self._solver = options.solver
         self._t0, self._t1 = (1.0, 0.0) if options.reverse else (0.0, 1.0)
+        self._reverse, there = options.reverse, manifest.alignment
+        self._alignment = inverse(there) if there and options.reverse else there
         self._tile = options.tile and options.tile + -options.tile % manifest.multiple
         self._overlap = (self._tile or 0) // 4 if options.overlap is None else options.overlap
         self.device = velocity.said
@@ -94,6 +98,24 @@ class Flow:
             MediaError: the velocity fails, or gives values that are not finite.
             Stopped: `stop` was called.
         """
+        if self._reverse:
+            return self.beside(self._translated(images))
+        return self._translated(self.beside(images))
+
+    def beside(self, images: Uint8) -> Uint8:
+        """Pictures uint8 [B, H, W, 3] of the one domain, as what is in them lies in the other: see `alignment`."""
+        if self._alignment is None:
+            return images
+        with self.stages.timed("prepare"):
+            return np.stack([moved(image, self._alignment) for image in images])
+
+    def given_back(self, original: Uint8, small: Uint8, made: Uint8) -> Uint8:
+        """The translation `made` of `small` as large as the options say; uint8 [H, W, 3]: see runtime/upscale.py."""
+        if self.upscale == "residual":
+            original, small = self.beside(original[None])[0], self.beside(small[None])[0]
+        return given_back(self.upscale, original, small, made)
+
+    def _translated(self, images: Uint8) -> Uint8:
         height, width = images.shape[1:3]
         if self._tile and max(height, width) > self._tile:
             with self._exclusive:
@@ -107,7 +129,7 @@ class Flow:
                 raise
             best.ran_out(max(len(images), best.size))
             parts = np.array_split(images, min(2, len(images)))
-            return np.concatenate([self(part) for part in parts])
+            return np.concatenate([self._translated(part) for part in parts])
         best.took(len(images), time.perf_counter() - began)
         return out
 

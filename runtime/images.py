@@ -32,7 +32,7 @@ from .pixels import Uint8
 from .plan import Job
 from .saving import SAVERS, save
 from .tasks import KEPT, Room, Task
-from .upscale import given_back, resized
+from .upscale import resized
 
 Tag = TypeVar("Tag")
 SPARE = 6
@@ -78,7 +78,7 @@ def in_order(pictures: Iterable[tuple[Uint8, Tag]], flow: Flow) -> Generator[tup
     def made(run: list[tuple[Uint8, Uint8, Tag]]) -> list[tuple[Uint8, Tag]]:
         out = flow(np.stack([fitted for fitted, _, _ in run]))
         return [
-            (given_back(flow.upscale, original, fitted, pixels), tag)
+            (flow.given_back(original, fitted, pixels), tag)
             for (fitted, original, tag), pixels in zip(run, out, strict=True)
         ]
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from .alignment import Affine, sensible
 from .errors import BundleError
 
 FORMAT_VERSION = 1
@@ -19,6 +20,7 @@ METADATA_KEY = "rfp"
 LATER: dict[str, Any] = {
     "generative": False,
     "latent": None,
+    "alignment": None,
     "role": "velocity",
     "format": "onnx",
     "floor": {},
@@ -108,7 +110,8 @@ class Manifest:
     `multiple`) and `t` [1]. With `latent` its x and velocity are latents; an encoder graph computes `z` from pictures
     `x`, and a decoder graph pictures `x` from `z`; H and W of pictures are multiples of `multiple`. `image_size` is
     the pixel size it was trained at, `domains` the names of domain 0 and 1.
-    With `generative`, domain 0 is noise, x ~ N(0, 1), in place of pictures.
+    With `generative`, domain 0 is noise, x ~ N(0, 1), in place of pictures. With `alignment` pictures of domain 0 are
+    moved by it before anything else, and pictures that became of domain 0 by its inverse (runtime/alignment.py).
     Making one with a wrong type or range raises BundleError.
     """
 
@@ -127,6 +130,7 @@ class Manifest:
     training: dict[str, Any] = field(default_factory=dict)
     generative: bool = False
     latent: Latent | None = None
+    alignment: Affine | None = None
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -144,6 +148,9 @@ class Manifest:
         _want(self.training, "training", "a JSON object", _is_object)
         _want(self.generative, "generative", "true or false", lambda v: isinstance(v, bool))
         _want(self.latent, "latent", "null or a JSON object", lambda v: v is None or isinstance(v, Latent))
+        _want(self.alignment, "alignment", "null or six numbers by which pictures stay pictures", _is_alignment)
+        if self.alignment is not None:
+            _want(self.generative, "generative", "false beside an alignment", lambda v: not v)
         if self.latent is not None:
             fits = self.multiple % self.latent.factor == 0
             _want(self.multiple, "multiple", f"a multiple of latent.factor {self.latent.factor}", lambda _: fits)
@@ -203,7 +210,7 @@ def _manifest(values: Any) -> Manifest:
     values["graphs"] = tuple(_graph(graph, f"graphs[{i}]") for i, graph in enumerate(graphs))
     if (latent := values.get("latent")) is not None:
         values["latent"] = Latent(**_known(Latent, _want(latent, "latent", "a JSON object", _is_object), "latent."))
-    for name in ("domains", "pixel_range"):
+    for name in ("domains", "pixel_range", "alignment"):
         if isinstance(values.get(name), list):
             values[name] = tuple(values[name])
     return Manifest(**_known(Manifest, values, ""))
@@ -237,6 +244,11 @@ def _want(value: Any, name: str, wanted: str, good: Callable[[Any], bool]) -> An
         return value
     shown = repr(value)
     raise BundleError(f"{name}: found {shown[:80]}{'…' if len(shown) > 80 else ''}, wanted {wanted}")
+
+
+def _is_alignment(value: Any) -> bool:
+    numbers = isinstance(value, tuple) and len(value) == 6 and all(type(n) in (int, float) for n in value)
+    return value is None or (numbers and sensible(value))
 
 
 def _is_text(value: Any) -> bool:

@@ -23,7 +23,6 @@ from .pictures import save_frames, save_picture
 from .pipeline import THREADS, parallel
 from .pixels import Uint8
 from .tasks import Task
-from .upscale import given_back
 
 
 class HasTarget(Protocol):
@@ -127,6 +126,6 @@ def _finish(task: Task, target: Path, flow: Flow, options: PictureOptions) -> No
             with timed("decode"):
                 original = np.asarray(read_image(task.job.media))
         with timed("finish"):
-            image = Image.fromarray(given_back(flow.upscale, original, task.small, task.pixels))
+            image = Image.fromarray(flow.given_back(original, task.small, task.pixels))
         with timed("encode"):
             save_picture(image, target, task.job.target.suffix, options.quality, task.known)

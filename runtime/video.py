@@ -31,7 +31,7 @@ from .pixels import Uint8
 from .segments import SEGMENT, Segment, Work, delay_of, work_on
 from .stages import Stages
 from .steady import Steady
-from .upscale import given_back, resized
+from .upscale import resized
 
 Made = tuple[int, Uint8, "tuple[Any, Any] | None"]
 """pts, the picture that is written, and at the end of a segment what the next one's frames need of this one's."""
@@ -212,11 +212,11 @@ def _through(
     for batch, frames, out in flow.side_by_side(made, batches, flow.at_once(*fitted)):
         count += len(batch)
         with flow.stages.timed("finish"):
-            out = steadied(frames, out) if steadied else out
+            out = steadied(flow.beside(frames), out) if steadied else out
         kept = steadied.state if steadied and count % SEGMENT == 0 else None
         for (pts, pixels), small, result in zip(batch, frames, out, strict=True):
             with flow.stages.timed("finish"):
-                result = given_back(flow.upscale, pixels, small, result)
+                result = flow.given_back(pixels, small, result)
                 if compare:
                     result = compared(pixels, result, compare, pts * seconds[1] - seconds[0])
             yield pts, result, kept

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import Field, field_validator, model_validator
 
+from ..runtime.alignment import IDENTITY, Affine, sensible
 from .codec_config import IdentityConfig, VAEConfig
 from .net_config import (
     Augmentation,
@@ -90,6 +91,14 @@ class RFPix2pixModel(Strict):
     )
     crop_scale: Annotated[float, Field(gt=0, le=1)] = Field(
         0.5, description="Side of the smallest of these, of the short side; 0.9 where it would have to be enlarged."
+    )
+    alignment: Annotated[list[float], Field(min_length=6, max_length=6)] | None = Field(
+        None,
+        description="How pictures of domain 0 are moved before all else, in training and by the bundle, and those that "
+        "become of domain 0 moved back: `[a, b, c, d, e, f]` puts at (x, y) what was at (ax + by + c, dx + ey + f), "
+        "from the middle to the right and down in halves of the short side. `null`: as makes neighbours of the two "
+        "domains most alike where that is clear, as of domains that are taller, slanted, mirrored or elsewhere; else, "
+        "and from noise, not at all. Pairs by name are taken as they lie.",
     )
     cutmix: Fraction | None = Field(
         None,
@@ -267,6 +276,9 @@ class RFPix2pixModel(Strict):
                 "; give saliency_net.weights" if self.structure_embedder == "backbone" else ""
             )
             problems.append((("structure_weights", "structure_embedder"), about))
+        if self.alignment is not None and not sensible(self.alignment):
+            about = "alignment: pictures moved so would hardly be seen: six numbers up to 4, and no area of nearly 0"
+            problems.append((("alignment",), about))
         if self.structure_pairing and self.coupling not in (None, "structure"):
             about = f"coupling {self.coupling} contradicts structure_pairing true: leave out one of the two"
             problems.append((("coupling", "structure_pairing"), about))
@@ -296,6 +308,11 @@ class RFPix2pixModel(Strict):
     def pairs_by(self) -> Literal["random", "structure", "minibatch_ot", "paired"]:
         """The coupling, with `null` resolved."""
         return self.coupling or ("random" if self.structure_pairing is False else "structure")
+
+    @property
+    def aligned_by(self) -> Affine:
+        """`alignment`, where `null` is none."""
+        return IDENTITY if self.alignment is None else tuple(self.alignment)  # type: ignore[return-value]
 
     @property
     def cropped(self) -> float:

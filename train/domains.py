@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ..runtime.alignment import IDENTITY, Affine, moved
 from ..runtime.discovery import discover
 from ..runtime.errors import MediaError, UsageError
 from ..runtime.media import IMAGE_FORMATS, MAX_PIXELS, Media, read_image
@@ -95,6 +96,8 @@ class Domain:
     cache_bytes: int = 0
     undecoded: int = 0
     """About how many bytes its videos' frames take that were not in the frame cache before."""
+    alignment: Affine = IDENTITY
+    """By which its pictures are moved when they are read."""
     _cache: dict[int, Image.Image] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -122,10 +125,17 @@ class Domain:
             return image
         raise UsageError(f"{self.name}: none of its {len(self.items)} pictures can be read; first: {self.skipped[0]}")
 
+    def align(self, alignment: Affine) -> None:
+        """Move its pictures by `alignment`, as the bundle will: at the size of the crops."""
+        with self._lock:
+            self.cache_bytes += sum(map(_bytes, self._cache.values()))
+            self._cache.clear()
+        self.alignment = alignment
+
     def _keep(self, index: int, image: Image.Image) -> None:
         """Hold a decoded picture while there is room. None is ever put out for another, since all are drawn equally
         often: a set of twice the memory is still read from it half of the time."""
-        size = image.width * image.height * 4  # Pillow keeps RGB in four bytes
+        size = _bytes(image)
         with self._lock:
             if index not in self._cache and size <= self.cache_bytes:
                 self.cache_bytes -= size
@@ -133,12 +143,25 @@ class Domain:
 
     def _decode(self, item: Item) -> Image.Image:
         if item.frames is not None:
-            return Image.fromarray(item.frames[item.row])
-        return reduced(read_image(item.media), self.size)
+            return aligned(Image.fromarray(item.frames[item.row]), self.alignment, self.size)
+        return aligned(reduced(read_image(item.media), self.size), self.alignment, self.size)
 
     def crop(self, index: int, crop: Crop) -> Uint8:
         """uint8 [size, size, 3]."""
         return crop.apply(self.read(index), self.size)
+
+
+def _bytes(image: Image.Image) -> int:
+    return image.width * image.height * 4  # Pillow keeps RGB in four bytes
+
+
+def aligned(image: Image.Image, alignment: Affine, size: int) -> Image.Image:
+    """A picture moved by `alignment`, its short side at `size` px first."""
+    if alignment == IDENTITY:
+        return image
+    scale = size / min(image.size)
+    fitted = image.resize((round(scale * image.width), round(scale * image.height)), Image.Resampling.LANCZOS)
+    return Image.fromarray(moved(np.asarray(fitted), alignment))
 
 
 def reduced(image: Image.Image, size: int) -> Image.Image:

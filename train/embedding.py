@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..runtime.alignment import IDENTITY
 from ..runtime.errors import MediaError
 from ..runtime.media import read_image
 from ..runtime.pixels import Uint8, to_float
-from .domains import WORKERS, Crop, Domain
+from .domains import WORKERS, Crop, Domain, aligned
 from .embedders import Embedder
 from .embedding_cache import EmbeddingCache, Half
 
@@ -33,14 +34,15 @@ def embed(
     """
     contents = cache.contents(domain.items)
     vectors: Half = np.zeros((len(domain), embedder.width), np.float16)
-    missing = cache.load(embedder.name, contents, vectors)
+    name = embedder.name + ("" if domain.alignment == IDENTITY else f"/{domain.alignment}")
+    missing = cache.load(name, contents, vectors)
     source = {contents[row] or str(row): row for row in reversed(missing)}  # the same picture twice is computed once
     todo, done, start = sorted(source.values()), 0, time.monotonic()
     for rows, pictures, own in _read(domain, todo, embedder.size):
         x = torch.from_numpy(to_float(pictures)).to(device)
         vectors[rows] = embedder.embed(x).cpu().to(torch.float16).numpy()
         kept = [row for row, is_own in zip(rows, own, strict=True) if is_own]
-        cache.save(embedder.name, [contents[row] for row in kept], vectors[kept])
+        cache.save(name, [contents[row] for row in kept], vectors[kept])
         done += len(rows)
         on_progress(done, len(todo), done / (time.monotonic() - start))
     for row in missing:
@@ -74,7 +76,7 @@ def _picture(domain: Domain, index: int, size: int) -> tuple[Uint8, bool]:
     except MediaError:
         return Crop().apply(domain.read(index), size), False
     factor = min(image.size) // (2 * size)
-    return Crop().apply(image.reduce(factor) if factor > 1 else image, size), True
+    return Crop().apply(aligned(image.reduce(factor) if factor > 1 else image, domain.alignment, size), size), True
 
 
 def _centred(vectors: Tensor, parts: tuple[tuple[int, float], ...]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from ..runtime.alignment import IDENTITY
 from ..runtime.errors import ConfigError
 from ..runtime.noise import noise, noises
 from ..runtime.pixels import Float
@@ -51,6 +52,8 @@ def noise_domain(config: RFPix2pixModel, seed: int) -> Noise:
         )
     if config.cutmix:
         problems.append(f"cutmix {config.cutmix:g}: whole pictures are to be made, not patchworks; set it to 0")
+    if config.aligned_by != IDENTITY:
+        problems.append("alignment: noise is everywhere alike, and is not moved; leave it out")
     if config.adversarial_weight:
         problems.append(
             f"adversarial_weight {config.adversarial_weight:g}: it holds what is made to pairs too, and a "

@@ -8,9 +8,10 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,11 +20,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..runtime.alignment import IDENTITY
 from ..runtime.errors import TrainingError, UsageError
 from ..runtime.files import write_aside, write_json, write_text
 from ..runtime.pixels import Uint8, to_float
 from . import checkpoint as ckpt
 from . import ranks
+from .alignment import find_alignment
 from .codec_config import VAEConfig
 from .config import RFPix2pixModel, to_json
 from .coupling import least_crop
@@ -257,7 +260,10 @@ def open_run(job: Job, report: Reporter, dry_run: bool = False) -> Run:
     if job.config.eval_every:
         domain0, domain1, held = set_aside(job.config, job.seed, domain0, domain1)
     weights = parts.get("velocity", resumed if resumed and resumed.phase == "velocity" else None)
-    config = resolved(job.config, domain0, domain1, weights)
+    config = resolved(job.config, domain0, domain1, weights, report.note)
+    for domain in (domain0, *(held or ())[:1]):
+        if isinstance(domain, Domain) and config.pairs_by != "paired":  # pairs that a flow made are moved already
+            domain.align(config.aligned_by)
     if resumed and not state:
         report.note(f"{start}: no training state beside it: starting from its weights, at step 0")
     found = [f"{len(d)} pictures in {d.name}" for d in (domain0, domain1) if isinstance(d, Domain)]
@@ -270,14 +276,18 @@ def open_run(job: Job, report: Reporter, dry_run: bool = False) -> Run:
 
 
 def resolved(
-    config: RFPix2pixModel, domain0: Domain | Noise, domain1: Domain, weights: ckpt.Checkpoint | None = None
+    config: RFPix2pixModel,
+    domain0: Domain | Noise,
+    domain1: Domain,
+    weights: ckpt.Checkpoint | None = None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> RFPix2pixModel:
     """The config with what it leaves to the data.
 
     That keeps pairs from being learned by heart, `dropout` and fewer `train_images`, and from being averaged,
     `flow_loss_huber`: pairs of noise are never the same, and pairs by name are right, so of these only what the config
     says itself. And what a UNet leaves open: as the net has it that the first `weights` are of, else `coordinates`
-    where crops are `small`, and `input_gain`; likewise the `optimizer`.
+    where crops are `small`, and `input_gain`; likewise the `optimizer` and the `alignment`, which is else measured.
     """
     free = isinstance(domain0, Noise) or config.pairs_by == "paired"
     n = max(len(d) for d in (domain0, domain1) if isinstance(d, Domain))
@@ -287,6 +297,13 @@ def resolved(
     changes: dict[str, Any] = {}
     if config.optimizer is None:
         changes["optimizer"] = weights.config.optimizer if weights else "muon"
+    if config.alignment is None:
+        found, why = weights.config.aligned_by if weights else IDENTITY, ""
+        if not weights and not isinstance(domain0, Noise) and config.pairs_by == "structure":
+            found, why = ranks.once(partial(find_alignment, domain0, domain1))
+        changes["alignment"] = [*found]
+        if why:
+            note(why)
     if most < config.train_images:
         changes |= {"train_images": most, "warmup_images": min(config.warmup_images, most // 10)}
     if config.dropout is None:

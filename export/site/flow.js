@@ -12,9 +12,12 @@ export class Flow {
 
   /** Translate a picture of any size at its own size; `onStep(k)` may throw to stop. */
   async translate(picture, steps, reverse, onStep = () => {}) {
+    const { alignment } = this.manifest;
+    if (alignment && !reverse) picture = moved(picture, alignment);
     const x = toFloat(picture, this.manifest.multiple);
     const z = this.manifest.latent ? await this.run("encoder", { x }) : x;
-    return this.#follow(z, steps, reverse, picture, onStep);
+    const made = await this.#follow(z, steps, reverse, picture, onStep);
+    return alignment && reverse ? moved(made, inverse(alignment)) : made;
   }
 
   /** Picture `number` of a seed, the one that `rfp generate` makes. */
@@ -78,6 +81,40 @@ export function toFloat({ data, width, height }, multiple) {
     }
   }
   return { data: out, dims: [1, 3, h, w] };
+}
+
+/**
+ * A picture moved by an affine map, as runtime/alignment.py does and says: bicubic as Pillow's, and what was not to be
+ * seen as the nearest edge is.
+ */
+export function moved({ data, width, height }, [a, b, c, d, e, f]) {
+  const half = Math.min(width, height) / 2, out = new Uint8ClampedArray(data.length).fill(255);
+  const at = (x, y) => 4 * (clamp(y, height) * width + clamp(x, width));
+  for (let row = 0, i = 0; row < height; row++) {
+    for (let column = 0; column < width; column++, i += 4) {
+      const u = column + 0.5 - width / 2, v = row + 0.5 - height / 2;
+      const x = a * u + b * v + c * half + width / 2, y = d * u + e * v + f * half + height / 2;
+      const beside = x < RIM || x > width - RIM || y < RIM || y > height - RIM;
+      const left = Math.floor(x - 0.5), top = Math.floor(y - 0.5), dx = x - 0.5 - left, dy = y - 0.5 - top;
+      for (let k = 0; k < 3; k++) {
+        const level = (m, n) => data[at(left + n, top + m) + k];
+        const line = (m) => cubic(level(m, -1), level(m, 0), level(m, 1), level(m, 2), dx);
+        out[i + k] = beside ? data[at(Math.floor(x), Math.floor(y)) + k] : cubic(line(-1), line(0), line(1), line(2), dy);
+      }
+    }
+  }
+  return { data: out, width, height };
+}
+
+const RIM = 1e-6;
+const clamp = (i, n) => Math.min(Math.max(i, 0), n - 1);
+const cubic = (p, q, r, s, d) => q + d * (r - p + d * (2 * (p - q) + r - s + d * (q - p + s - r)));
+
+/** The way back of an affine map. */
+export function inverse([a, b, c, d, e, f]) {
+  const area = a * e - b * d;
+  const [p, q, r, s] = [e / area, -b / area, -d / area, a / area];
+  return [p, q, -(p * c + q * f), r, s, -(r * c + s * f)];
 }
 
 /** A state to pixels, cut to width × height; a Uint8ClampedArray rounds halves to even, as numpy does. */

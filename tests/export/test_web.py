@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,10 @@ from PIL import Image
 from rfp.cli.main import app
 from rfp.export import web
 from rfp.runtime import ExportError, load_bundle, translate
+from rfp.runtime.alignment import inverse, moved
 from rfp.runtime.errors import MissingExtraError
 from rfp.runtime.noise import noise
-from rfp.runtime.pixels import pad_to_multiple, to_float
+from rfp.runtime.pixels import pad_to_multiple, to_float, to_uint8
 from trainings import write_run
 from typer.testing import CliRunner
 
@@ -184,7 +186,8 @@ def by_node(code, *arrays):
     """What a module's body writes by `give(typed array)`. It has `arrays` as `input`, a list of byte arrays."""
     source = f"""
         import {{ readFileSync, writeSync }} from "node:fs";
-        import {{ Flow, choose, fit, integrate, resize, toFloat, toPicture }} from "{SITE.as_uri()}/flow.js";
+        import * as flow from "{SITE.as_uri()}/flow.js";
+        const {{ Flow, choose, fit, integrate, inverse, moved, resize, toFloat, toPicture }} = flow;
         import {{ noise }} from "{SITE.as_uri()}/noise.js";
         const all = readFileSync(0), input = [];
         let begin = 0;
@@ -235,6 +238,28 @@ def test_the_page_fits_pads_and_rounds_as_the_runtime_does():
     assert fitted.tolist() == [max(1, round(a * s / min(w, h))) for w, h, s in sizes for a in (w, h)]
     np.testing.assert_array_equal(state.reshape(3, 16, 32), pad_to_multiple(to_float(image), 16))
     np.testing.assert_array_equal(np.frombuffer(got[-380:], np.uint8).reshape(5, 19, 4), rgba(image))
+
+
+@needs_node
+def test_the_page_moves_pictures_as_the_runtime_does():
+    """First there, last back; levels differ where rounding does. v = −x brings all to grey, half of the way."""
+    a, image = (1.013, 0.307, 0.101, -0.103, 1.317, -0.331), random_image(30, 24)
+    manifest = json.loads(replace(MANIFEST, alignment=a).to_json())
+    code = f"""const picture = {{ data: new Uint8ClampedArray(input[0]), width: 30, height: 24 }};
+        give(moved(picture, {list(a)}).data);
+        give(Float64Array.from(inverse({list(a)})));
+        const run = async (role, {{ x }}) => ({{ data: x.data.map((n) => -n / 2), dims: x.dims }});
+        for (const reverse of [false, true]) {{
+          give((await new Flow({json.dumps(manifest)}, run).translate(picture, 1, reverse)).data);
+        }}"""
+    got, size = by_node(code, rgba(image)), 30 * 24 * 4
+    np.testing.assert_allclose(np.frombuffer(got[size : size + 48]), inverse(a), atol=1e-12)
+    grey = [to_uint8(to_float(x) * n).astype(float) for x, n in ((moved(image, a), 0.5), (image, 1.5))]
+    want = moved(image, a), grey[0], moved(grey[1].astype(np.uint8), inverse(a))
+    pictures = (got[:size], got[size + 48 : -size], got[-size:])
+    for made, wanted in zip(pictures, want, strict=True):
+        shown = np.frombuffer(made, np.uint8).reshape(24, 30, 4)
+        assert (shown[..., 3] == 255).all() and abs(shown[..., :3].astype(float) - wanted).max() <= 1
 
 
 @needs_node

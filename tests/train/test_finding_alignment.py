@@ -1,0 +1,173 @@
+"""How one domain is moved against the other, found without pairs; and what training makes of it."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from rfp.export.bundle import export_bundle
+from rfp.runtime import load_bundle
+from rfp.runtime.alignment import IDENTITY, moved
+from rfp.runtime.errors import ConfigError, UsageError
+from rfp.train import checkpoint as ckpt
+from rfp.train import run as run_module
+from rfp.train.alignment import FEWEST, find_alignment
+from rfp.train.domains import Crop, Domain, open_domain
+from rfp.train.noise import noise_domain
+from rfp.train.run import open_run
+from trainings import Listener, finish, job, tiny
+
+MAPS = [
+    (1.0, 0.3, 0.0, 0.0, 1.3, -0.3),
+    (0.97, 0.26, 0.0, -0.26, 0.97, 0.0),
+    (1.2, 0.0, 0.15, 0.0, 1.2, -0.1),
+    (-1.0, 0.0, 0.0, 0.0, 1.0, 0.0),
+]
+NAMES = ["slant", "turn", "smaller and elsewhere", "mirror"]
+
+
+def face(rng, size=32):
+    """One of many faces: all have a head, eyes, a mouth and a hat that leans to the left; nothing else is the same."""
+    image = Image.new("RGB", (4 * size, 4 * size), tuple(rng.integers(200, 256, 3)))
+    draw, near = ImageDraw.Draw(image), lambda *at: [s * size * 4 + rng.normal(0, 2) for s in at]
+    colours = [tuple(map(int, rng.integers(0, 180, 3))) for _ in range(5)]
+    draw.ellipse(near(0.25, 0.25, 0.75, 0.8), fill=colours[0])
+    draw.polygon(near(0.2, 0.3, 0.25, 0.1, 0.7, 0.25), fill=colours[1])
+    draw.ellipse(near(0.35, 0.4, 0.43, 0.5), fill=colours[2])
+    draw.ellipse(near(0.57, 0.4, 0.65, 0.5), fill=colours[3])
+    draw.line(near(0.4, 0.65, 0.62, 0.7), fill=colours[4], width=rng.integers(3, 9))
+    return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS))
+
+
+def faces(root, name, n, seed, edit=lambda x: x):
+    rng, folder = np.random.default_rng(seed), root / name
+    folder.mkdir(parents=True)
+    for i in range(n):
+        Image.fromarray(edit(face(rng))).save(folder / f"{i}.png")
+    return folder
+
+
+def domains(root, edit, n=70):
+    return [open_domain([faces(root, *about, e)], 32) for *about, e in (("a", n, 0, lambda x: x), ("b", n, 1, edit))]
+
+
+@pytest.mark.parametrize("a", MAPS, ids=NAMES)
+def test_the_map_between_domains_is_found_from_other_pictures(tmp_path, a):
+    found, why = find_alignment(*domains(tmp_path, lambda x: moved(x, a)))
+    np.testing.assert_allclose(found, a, atol=0.08)
+    assert "alignment: domain 0 is moved by" in why
+
+
+@pytest.mark.parametrize("edit", [lambda x: x, lambda x: 255 - x, lambda x: x // 4], ids=["same", "negative", "dark"])
+def test_domains_that_lie_alike_are_left_where_they_are(tmp_path, edit):
+    assert find_alignment(*domains(tmp_path, edit)) == (IDENTITY, "")
+
+
+def test_pictures_that_share_nothing_are_left_where_they_are(tmp_path):
+    def noise(x):
+        return np.random.default_rng(x.astype(int).sum()).integers(0, 256, x.shape, np.uint8)
+
+    assert find_alignment(*domains(tmp_path / "some", noise)) == (IDENTITY, "")
+    rng = np.random.default_rng(0)
+    both = []
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for i in range(60):
+            Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(tmp_path / name / f"{i}.png")
+        both.append(open_domain([tmp_path / name], 32))
+    assert find_alignment(*both) == (IDENTITY, "")
+
+
+def test_of_few_pictures_nothing_is_said(tmp_path):
+    assert find_alignment(*domains(tmp_path, lambda x: moved(x, MAPS[0]), FEWEST - 1)) == (IDENTITY, "")
+
+
+@pytest.fixture
+def work(tmp_path):
+    faces(tmp_path, "dark", 60, 0)
+    faces(tmp_path, "bright", 60, 1, lambda x: moved(x, MAPS[0]))
+    return tmp_path
+
+
+STRUCTURE = {"alignment": None, "structure_pairing": True, "saliency_loss_weight": 0.0, "train_images": 20}
+
+
+def test_a_training_moves_domain_0_and_its_bundle_does_the_same(work):
+    listener = finish(job(work, **STRUCTURE))
+    assert any("alignment" in note for note in listener.notes)
+    checkpoint = ckpt.load(ckpt.find(work / "run"))
+    found = checkpoint.config.aligned_by
+    np.testing.assert_allclose(found, MAPS[0], atol=0.08)
+    run = open_run(job(work, **STRUCTURE), Listener())
+    seen = run.samples(run.domain0)
+    own = [np.asarray(Image.open(p)) for p in sorted((work / "dark").iterdir())]
+    small = [np.asarray(Image.fromarray(x).resize((16, 16), Image.Resampling.LANCZOS)) for x in own]
+    assert all(any(np.array_equal(x, moved(y, found)) for y in small) for x in seen)
+    export_bundle(work / "run", work / "bundle")
+    assert load_bundle(work / "bundle").manifest.alignment == found
+
+
+def test_going_on_keeps_what_was_found(work, monkeypatch):
+    finish(job(work, **STRUCTURE))
+    before = ckpt.load(ckpt.find(work / "run")).config.alignment
+    monkeypatch.setattr(run_module, "find_alignment", lambda *domains: pytest.fail("looked again"))
+    assert open_run(job(work, **STRUCTURE), Listener()).config.alignment == before
+    finish(job(work, **(STRUCTURE | {"train_images": 30})))
+    assert ckpt.load(ckpt.find(work / "run")).config.alignment == before
+
+
+@pytest.mark.parametrize(
+    "changes", [{"coupling": "random", "structure_pairing": False}, {"alignment": [1, 0, 0, 0, 1, 0]}]
+)
+def test_nothing_is_moved_unasked_or_where_the_config_says_so(work, changes):
+    run = open_run(job(work, **(STRUCTURE | changes)), Listener())
+    assert run.config.aligned_by == IDENTITY and run.domain0.alignment == IDENTITY
+    assert run.domain0.read(0).size == (32, 32)
+
+
+def test_pairs_that_a_flow_made_are_not_moved_again(work):
+    changes = {"coupling": "paired", "structure_pairing": False, "alignment": list(MAPS[0])}
+    run = open_run(job(work, **(STRUCTURE | changes)), Listener())
+    assert run.config.aligned_by == MAPS[0] and run.domain0.alignment == IDENTITY
+
+
+def test_held_out_pictures_are_moved_too(work):
+    run = open_run(job(work, **(STRUCTURE | {"eval_every": 2, "alignment": list(MAPS[0])})), Listener())
+    assert run.held_out is not None and run.held_out[0].alignment == MAPS[0] == run.domain0.alignment
+    assert run.held_out[1].alignment == run.domain1.alignment == IDENTITY
+
+
+def test_vectors_of_moved_pictures_are_kept_apart(work):
+    from rfp.train.pairing import embeddings
+
+    plain, *_ = embeddings(open_run(job(work, **(STRUCTURE | {"alignment": [1, 0, 0, 0, 1, 0]})), Listener()))
+    there, *_ = embeddings(open_run(job(work, **(STRUCTURE | {"alignment": list(MAPS[0])})), Listener()))
+    again, *_ = embeddings(open_run(job(work, **(STRUCTURE | {"alignment": [1, 0, 0, 0, 1, 0]})), Listener()))
+    torch.testing.assert_close(plain, again, rtol=0, atol=0)
+    assert (plain - there).abs().max() > 0.1
+
+
+def test_a_domain_is_moved_at_the_size_of_its_crops_and_counts_its_memory(work):
+    domain = open_domain([work / "dark"], 16, cache_bytes=10_000)
+    before = domain.read(3)
+    domain.align(MAPS[0])
+    small = before.resize((16, 16), Image.Resampling.LANCZOS)
+    np.testing.assert_array_equal(domain.crop(3, Crop()), moved(np.asarray(small), MAPS[0]))
+    assert domain.cache_bytes == 10_000 - 16 * 16 * 4
+    assert isinstance(domain, Domain)
+
+
+@pytest.mark.parametrize("wrong", [[1, 0, 0, 0, 1], [1, 0, 0, 0, 0, 0], [9, 0, 0, 0, 1, 0], "auto"])
+def test_a_map_that_is_none_is_a_config_mistake(wrong):
+    with pytest.raises(ConfigError, match="alignment"):
+        tiny(alignment=wrong)
+
+
+def test_core_ml_pictures_say_that_they_do_not_move(work, tmp_path):
+    finish(job(work, **(STRUCTURE | {"alignment": list(MAPS[0])})))
+    with pytest.raises(UsageError, match="moves pictures before it translates"):
+        export_bundle(work / "run", tmp_path / "out", formats=["coreml"], coreml_images=True)
+
+
+def test_noise_is_not_moved():
+    with pytest.raises(ConfigError, match="alignment: noise is everywhere alike"):
+        noise_domain(tiny(alignment=list(MAPS[0]), saliency_loss_weight=0), 0)
