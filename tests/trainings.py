@@ -30,6 +30,7 @@ TINY: dict[str, Any] = {
     "warmup_images": 10,
     "dropout": 0.0,
     "alignment": [1.0, 0.0, 0.0, 0.0, 1.0, 0.0],
+    "adversarial_weight": 0.0,
     "flow_loss_huber": 0.1,
     "ema_decay": 0.5,
     "num_inference_steps": 2,

@@ -43,8 +43,9 @@ class RFPix2pixModel(Strict):
     max_epochs: Positive | None = Field(
         None,
         description="Times that each picture of the larger domain is drawn, at most: with few pictures a training ends "
-        "before it knows their partners by heart. `null` is 75, or 500 steps if that is longer; from noise and for "
-        "pairs by name no bound but `train_images`. `warmup_images` is then a tenth of that at most.",
+        "before it knows their partners by heart; as often again, at most, where a critic ends it. `null` is 75, or "
+        "500 steps if that is longer; from noise and for pairs by name no bound but `train_images`. `warmup_images` is "
+        "then a tenth of that at most.",
     )
     optimizer: Literal["muon", "adamw"] | None = Field(
         None,
@@ -140,11 +141,12 @@ class RFPix2pixModel(Strict):
     saliency_augmentations: list[Augmentation] = Field(
         ["color_jitter", "grayscale", "hflip", "random_erasing"], description="Drawn afresh for every picture."
     )
-    adversarial_weight: Weight = Field(
-        0.0,
+    adversarial_weight: Weight | None = Field(
+        None,
         description="Weight of a critic's verdict on what `num_inference_steps` Euler steps make of a picture: the "
         "last part of a training learns from that, and from the distance to the pair's other end, alone. Take 1 or 2 "
-        "such steps. 0: no critic.",
+        "such steps. 0: no critic. `null`: 1, looking at one step, where domain 0 has no colours and domain 1 has, as "
+        "of line art, for colours that nothing tells are averaged to brown by pairs; else 0.",
     )
     adversarial_start: Fraction = Field(0.5, description="Share of the training that comes before the critic.")
     adversarial_learning_rate: Annotated[float, Field(gt=0)] = Field(

@@ -33,6 +33,8 @@ FREE_TO_CHANGE = frozenset(
 """Config keys that may differ when a run is gone on with."""
 FREE_IN_PHASE_1 = frozenset({"saliency_max_steps", "saliency_accuracy_threshold"})
 """Those that may differ as long as the classifier is not finished: where its phase ends."""
+OPEN_SINCE = frozenset({"adversarial_weight"})
+"""Those that older runs spell out and configs leave open by now: open, they are as the run has them."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,7 @@ def same_training(job: Job, resumed: ckpt.Checkpoint) -> None:
     path = job.folder / "config.json"
     old = to_json(validate(parse_json(path.read_text(encoding="utf-8"), str(path)), str(path)))
     new = to_json(job.config)
+    free |= {k for k in OPEN_SINCE if new[k] is None}
     if changed := [k for k in new if k not in free and new[k] != old.get(k)]:
         raise UsageError(
             f"{job.folder} was trained with another config ({', '.join(changed)} differ); give the config it has, "

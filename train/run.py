@@ -39,6 +39,7 @@ from .logs import Log, check_loggers, open_logs
 from .net_config import UNetConfig
 from .noise import RANDOM, Noise, noise_domain
 from .parts import Parts, finished, take_parts
+from .sides import colourfulness
 
 STREAMS = {"saliency": 0, "velocity": 1, "codec": 2, "bridge": 3}
 """Each phase's draws, and those of bridge_noise, numbered by age: a new one leaves the others' as they were."""
@@ -50,6 +51,8 @@ HUBER = 0.01
 """c of the flow term for pairs of neighbours, some of which are wrong ("Partners that do not fit" in RESULTS.md)."""
 SMALL, LOOKED_AT = 0.75, 16
 """Crops of a smaller side than that, of the short side, in most of so many pictures of each domain, are `small`."""
+COLOURLESS, COLOURED = 0.02, 0.06
+"""Colourfulness below which a domain has no colours, and from which it has: 0 is grey, 2 pure red, green or blue."""
 LEAST_STEPS = 500
 """So many a net needs to learn anything, however few the pictures."""
 
@@ -289,12 +292,17 @@ def resolved(
     says itself. And what a UNet leaves open: as the net has it that the first `weights` are of, else `coordinates`
     where crops are `small`, and `input_gain`; likewise the `optimizer` and the `alignment`, which is else measured.
     """
+    if config.adversarial_weight is None:
+        config = config.model_copy(update=_critic(config, domain0, domain1, weights, note))
     free = isinstance(domain0, Noise) or config.pairs_by == "paired"
     n = max(len(d) for d in (domain0, domain1) if isinstance(d, Domain))
     most = config.train_images if free else max(EPOCHS * n, LEAST_STEPS * config.train_batch_size)
     if config.max_epochs is not None:
         most = config.max_epochs * n
     changes: dict[str, Any] = {}
+    flows = config.adversarial_start if config.adversarial_weight else 1.0  # share of the training
+    if flows < 1 and not free:
+        most = round(most / max(flows, 1 - flows))
     if config.optimizer is None:
         changes["optimizer"] = weights.config.optimizer if weights else "muon"
     if config.alignment is None:
@@ -307,7 +315,7 @@ def resolved(
     if most < config.train_images:
         changes |= {"train_images": most, "warmup_images": min(config.warmup_images, most // 10)}
     if config.dropout is None:
-        many = min(most, config.train_images) > MANY_EPOCHS * n
+        many = flows * min(most, config.train_images) > MANY_EPOCHS * n
         changes["dropout"] = DROPOUT if many and not free else 0.0
     if config.flow_loss_huber is None:
         squares = free or config.pairs_by != "structure" or config.codec.latents
@@ -320,6 +328,27 @@ def resolved(
             theirs = UNetConfig(coordinates=seen, input_gain="matrix")
         changes["velocity_net"] = net.settled(theirs)
     return config.model_copy(update=changes)
+
+
+def _critic(
+    config: RFPix2pixModel,
+    domain0: Domain | Noise,
+    domain1: Domain,
+    weights: ckpt.Checkpoint | None,
+    note: Callable[[str], None],
+) -> dict[str, Any]:
+    """What to change where the config leaves open whether a critic ends the training; as it was where it goes on."""
+    if weights:
+        before = weights.config.adversarial_weight or 0.0
+        return {"adversarial_weight": before} | (
+            {"num_inference_steps": weights.config.num_inference_steps} if before else {}
+        )
+    if isinstance(domain0, Noise) or config.pairs_by != "structure" or config.codec.latents or config.max_size < 8:
+        return {"adversarial_weight": 0.0}
+    if not (colourfulness(domain0) < COLOURLESS and colourfulness(domain1) >= COLOURED):
+        return {"adversarial_weight": 0.0}
+    note("a critic ends the training, and one step will do: domain 0 has no colours, and pairs would average them")
+    return {"adversarial_weight": 1.0, "num_inference_steps": 1}
 
 
 def small(config: RFPix2pixModel, domain0: Domain | Noise, domain1: Domain) -> bool:

@@ -1,4 +1,4 @@
-"""Whether what sets two domains apart knows left from right, so that mirrored pairs would teach both at once."""
+"""What sets two domains apart, as small pictures tell: a side, so that mirrored pairs would teach both; colours."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -31,12 +31,12 @@ def mirrored(config: RFPix2pixModel, domain0: Domain | Noise, domain1: Domain) -
     return share < LEAST_SHARE, f"mirroring {which} of the pairs: {share:.0%} of what sets the domains apart has a side"
 
 
-def thumbnails(domain: Domain) -> Float:
+def thumbnails(domain: Domain, most: int = LOOKED_AT) -> Float:
     """Some of the domain's pictures, the same ones each time, at 16×16: [N, 3, 16, 16] in [-1, 1].
 
     The frames of a film are one picture, their mean: they say the same of left and right over and over.
     """
-    chosen = np.random.default_rng(0).permutation(len(domain))[:LOOKED_AT]
+    chosen = np.random.default_rng(0).permutation(len(domain))[:most]
     with ThreadPoolExecutor(WORKERS) as pool:
         cells = to_float(np.stack(list(pool.map(lambda i: Crop().apply(domain.read(int(i)), CELLS), chosen))))
     sources: dict[Media, list[int]] = {}
@@ -63,3 +63,9 @@ def one_sided(x0: Float, x1: Float) -> float:
     if found <= max(apart(rng.permutation(len(both))) for _ in range(SPLITS)):
         return 0.0
     return found / float(np.square(x0.mean(axis=0) - x1.mean(axis=0)).sum())
+
+
+def colourfulness(domain: Domain) -> float:
+    """By how much the largest of a pixel's three levels exceeds the least, on an average: 0 in greys, 2 at most."""
+    x = thumbnails(domain, 64)
+    return float((x.max(axis=1) - x.min(axis=1)).mean())

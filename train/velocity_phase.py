@@ -173,7 +173,7 @@ def velocity_step(
     if ends:
         names, weights = ("distance", "perceptual"), (1.0, config.distill_perceptual_weight)
     if critics:
-        names, weights = ("distance", "told", "critic"), (1.0, config.adversarial_weight, 1.0)
+        names, weights = ("distance", "told", "critic"), (1.0, config.adversarial_weight or 0.0, 1.0)
     total = torch.zeros(len(names), device=run.device)
     for i, (a0, a1, s, p) in enumerate(zip(x0.split(n), x1.split(n), t.split(n), place.split(n), strict=True)):
         there = partial(v, place=p)

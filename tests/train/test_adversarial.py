@@ -1,20 +1,25 @@
 """The critic: its losses by their definitions, its part in training, and that nothing of it is lost."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from rfp.runtime.errors import CheckpointError, ConfigError
+from PIL import Image
+from rfp.runtime.errors import CheckpointError, ConfigError, UsageError
 from rfp.train import adversarial, re_pairing, self_pairing, velocity_phase
 from rfp.train import checkpoint as ckpt
 from rfp.train.adversarial import Critic, Critics, critic_loss, more_real
+from rfp.train.domains import open_domain
 from rfp.train.loss import Scales, measure_scales
 from rfp.train.noise import noise_domain
 from rfp.train.plan import memory, plan
-from rfp.train.run import Interrupted, train
+from rfp.train.run import Interrupted, resolved, train
 from rfp.train.velocity_phase import learning_rate
 from test_resume import stop_at
 from torch import nn
-from trainings import Listener, assert_same, draw_domains, final, finish, job, tiny
+from trainings import Listener, assert_same, draw_domains, final, finish, job, noisy, tiny
 
 WITH = {"adversarial_weight": 0.5, "adversarial_start": 0.25, "saliency_loss_weight": 0, "train_images": 60}
 """12 steps, the critic from step 3 on."""
@@ -196,3 +201,77 @@ def test_what_does_not_go_together_is_said(change, said):
 def test_noise_has_no_other_end():
     with pytest.raises(ConfigError, match="adversarial_weight 0"):
         noise_domain(tiny(**WITH), 0)
+
+
+def grey(x):
+    return np.repeat(x.mean(axis=2, keepdims=True), 3, axis=2).astype(np.uint8)
+
+
+@pytest.fixture
+def drawn(tmp_path):
+    """Folders of grey pictures, of coloured ones and of their like."""
+    for name, edit, seed in (("dark", grey, 0), ("bright", lambda x: x, 1), ("dim", lambda x: x // 2, 2)):
+        (tmp_path / name).mkdir()
+        for i in range(8):
+            Image.fromarray(edit(noisy(120, 10 * seed + i) // 4 + np.uint8([100, 20 * seed, 0]))).save(
+                tmp_path / name / f"{i}.png"
+            )
+    return tmp_path
+
+
+OPEN = {"adversarial_weight": None, "coupling": "structure", "structure_pairing": None, "saliency_loss_weight": 0}
+
+
+def test_a_critic_ends_trainings_from_no_colours_to_colours_unless_told(drawn):
+    domains = {name: open_domain([drawn / name], 16, 1 << 20) for name in ("dark", "bright", "dim")}
+
+    def found(zero, one, weights=None, **changes):
+        made = resolved(tiny(**OPEN | {"num_inference_steps": 6} | changes), domains[zero], domains[one], weights)
+        return made.adversarial_weight, made.num_inference_steps
+
+    assert found("dark", "bright") == (1.0, 1)
+    assert found("bright", "dark") == found("dim", "bright") == found("dark", "dark") == (0.0, 6)
+    assert found("dark", "bright", coupling="random") == found("dark", "bright", coupling="paired") == (0.0, 6)
+    assert found("dark", "bright", adversarial_weight=0) == (0.0, 6)
+    assert found("dark", "bright", adversarial_weight=0.5, num_inference_steps=2) == (0.5, 2)
+    for weight, steps in ((0.0, 4), (0.7, 2)):  # a run that goes on does so as it began
+        weights = SimpleNamespace(config=tiny(adversarial_weight=weight, num_inference_steps=steps))
+        assert found("dark", "bright", weights) == (weight, steps if weight else 6)
+
+
+def test_such_a_training_says_so_and_goes_on_as_it_began(drawn):
+    about = OPEN | {"train_images": 30}
+    whole, parted = (job(drawn, name, **about) for name in ("whole", "parted"))
+    listener = finish(whole)
+    assert any("a critic ends the training" in note for note in listener.notes)
+    with pytest.raises(Interrupted):
+        train(parted, stop_at(("velocity", 4)))
+    assert not any("a critic ends" in note for note in finish(parted).notes)
+    assert_same(drawn / "whole", drawn / "parted")
+    config = ckpt.load(ckpt.find(drawn / "whole")).config
+    assert (config.adversarial_weight, config.num_inference_steps, config.critic_from) == (1.0, 1, 3)
+
+
+def test_a_run_from_before_trainings_decided_goes_on_without_a_critic(drawn):
+    before = job(drawn, "run", **OPEN | {"train_images": 30, "adversarial_weight": 0.0})
+    with pytest.raises(Interrupted):
+        train(before, stop_at(("velocity", 4)))
+    finish(job(drawn, "run", **OPEN | {"train_images": 30}))
+    config = ckpt.load(ckpt.find(drawn / "run")).config
+    assert (config.adversarial_weight, config.num_inference_steps) == (0.0, 2)
+    with pytest.raises(UsageError, match="adversarial_weight differ"):
+        finish(job(drawn, "run", **OPEN | {"train_images": 30, "adversarial_weight": 1.0}))
+
+
+def test_a_critic_may_go_on_as_long_as_the_flow(drawn):
+    domains = [open_domain([drawn / name], 16, 1 << 20) for name in ("dark", "bright")]
+
+    def pairs(**changes):
+        about = {"train_images": 10_000, "max_epochs": 60, "dropout": None} | changes
+        made = resolved(tiny(**OPEN | about), *domains)
+        return made.train_images, made.critic_from * made.train_batch_size, made.dropout
+
+    assert pairs(adversarial_weight=0) == (480, 480, 0.3)
+    assert pairs(adversarial_weight=1) == (960, 480, 0.3)
+    assert pairs(adversarial_weight=1, adversarial_start=0) == (480, 0, 0.0)
+    assert pairs(adversarial_weight=1, max_epochs=45) == (720, 360, 0.0)
