@@ -128,9 +128,10 @@ def same_training(job: Job, resumed: ckpt.Checkpoint) -> None:
     """Raise UsageError where the run in the job's folder, which is at `resumed`, was trained otherwise than it says."""
     free = FREE_TO_CHANGE if resumed.finished("saliency") else FREE_TO_CHANGE | FREE_IN_PHASE_1
     path = job.folder / "config.json"
-    old = to_json(validate(parse_json(path.read_text(encoding="utf-8"), str(path)), str(path)))
-    new = to_json(job.config)
+    trained = validate(parse_json(path.read_text(encoding="utf-8"), str(path)), str(path))
+    old, new = to_json(trained), to_json(job.config)
     free |= {k for k in OPEN_SINCE if new[k] is None}
+    free |= {"coupling", "structure_pairing"} if trained.pairs_by == job.config.pairs_by else set()
     if changed := [k for k in new if k not in free and new[k] != old.get(k)]:
         raise UsageError(
             f"{job.folder} was trained with another config ({', '.join(changed)} differ); give the config it has, "

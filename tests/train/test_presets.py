@@ -121,3 +121,8 @@ def test_large_is_the_original_design_but_for_the_coupling_that_works():
     }
     design |= {"velocity_net": {"type": "UNet", "model_channels": 128, "ch_mult": [1, 2, 4, 8, 8]}}
     assert to_json(load_config("large")) == to_json(RFPix2pixModel(**design, coupling="structure"))
+
+
+@pytest.mark.parametrize("name", sorted(set(presets()) - FROM_NOISE))
+def test_a_preset_takes_pairs_by_name_at_one_word(name):
+    assert load_config(name, ["coupling=paired"]).pairs_by == "paired"

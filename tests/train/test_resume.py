@@ -463,3 +463,12 @@ def test_a_checkpoint_tells_no_folder_of_weights_and_its_run_still_knows_them(wo
 def test_nets_are_alike_wherever_their_weights_lie():
     here, there = (ResNetSaliencyNet(weights=f"/{place}/resnet.pth") for place in ("here", "there"))
     assert alike(here, there) and not alike(here, ResNetSaliencyNet(weights="/here/other.pth"))
+
+
+def test_a_coupling_may_be_said_in_another_way(work):
+    """As presets of before said it."""
+    interrupted(job(work, "run", structure_pairing=True, coupling=None), ("velocity", 3))
+    finish(job(work, "run", structure_pairing=None, coupling="structure"))
+    assert ckpt.load(ckpt.find(work / "run")).step == 6
+    with pytest.raises(UsageError, match="structure_pairing differ"):
+        finish(job(work, "run", structure_pairing=False, coupling=None))
