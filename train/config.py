@@ -43,9 +43,9 @@ class RFPix2pixModel(Strict):
     max_epochs: Positive | None = Field(
         None,
         description="Times that each picture of the larger domain is drawn, at most: with few pictures a training ends "
-        "before it knows their partners by heart; as often again, at most, where a critic ends it. `null` is 75, or "
-        "500 steps if that is longer; from noise and for pairs by name no bound but `train_images`. `warmup_images` is "
-        "then a tenth of that at most.",
+        "before it knows their partners by heart; as often again, at most, by a critic. `null` is 75, or 500 steps if "
+        "that is longer, 4,000 of a critic; from noise and for pairs by name no bound but `train_images`. "
+        "`warmup_images` is then a tenth of that at most.",
     )
     optimizer: Literal["muon", "adamw"] | None = Field(
         None,

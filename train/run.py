@@ -55,6 +55,8 @@ COLOURLESS, COLOURED = 0.02, 0.06
 """Colourfulness below which a domain has no colours, and from which it has: 0 is grey, 2 pure red, green or blue."""
 LEAST_STEPS = 500
 """So many a net needs to learn anything, however few the pictures."""
+CRITIC_STEPS = 4000
+"""So many a critic may take, however few the pictures: after 3,750 it was still getting better."""
 
 
 class Reporter(Protocol):
@@ -296,13 +298,20 @@ def resolved(
         config = config.model_copy(update=_critic(config, domain0, domain1, weights, note))
     free = isinstance(domain0, Noise) or config.pairs_by == "paired"
     n = max(len(d) for d in (domain0, domain1) if isinstance(d, Domain))
-    most = config.train_images if free else max(EPOCHS * n, LEAST_STEPS * config.train_batch_size)
+    most, judged = (max(EPOCHS * n, steps * config.train_batch_size) for steps in (LEAST_STEPS, CRITIC_STEPS))
     if config.max_epochs is not None:
-        most = config.max_epochs * n
+        most = judged = config.max_epochs * n
+    elif free:
+        most = judged = config.train_images
     changes: dict[str, Any] = {}
-    flows = config.adversarial_start if config.adversarial_weight else 1.0  # share of the training
-    if flows < 1 and not free:
-        most = round(most / max(flows, 1 - flows))
+    if config.adversarial_weight:
+        asked = round(config.adversarial_start * config.train_images)
+        flow = min(asked, most)
+        most = flow + min(config.train_images - flow, judged)
+        if (flow, most) != (asked, config.train_images):
+            changes["adversarial_start"] = flow / most
+    else:
+        flow = min(config.train_images, most)
     if config.optimizer is None:
         changes["optimizer"] = weights.config.optimizer if weights else "muon"
     if config.alignment is None:
@@ -315,8 +324,7 @@ def resolved(
     if most < config.train_images:
         changes |= {"train_images": most, "warmup_images": min(config.warmup_images, most // 10)}
     if config.dropout is None:
-        many = flows * min(most, config.train_images) > MANY_EPOCHS * n
-        changes["dropout"] = DROPOUT if many and not free else 0.0
+        changes["dropout"] = DROPOUT if flow > MANY_EPOCHS * n and not free else 0.0
     if config.flow_loss_huber is None:
         squares = free or config.pairs_by != "structure" or config.codec.latents
         changes["flow_loss_huber"] = 0.0 if squares else HUBER

@@ -275,3 +275,6 @@ def test_a_critic_may_go_on_as_long_as_the_flow(drawn):
     assert pairs(adversarial_weight=1) == (960, 480, 0.3)
     assert pairs(adversarial_weight=1, adversarial_start=0) == (480, 0, 0.0)
     assert pairs(adversarial_weight=1, max_epochs=45) == (720, 360, 0.0)
+    assert pairs(adversarial_weight=1, max_epochs=None) == (10_000, 2_500, 0.3)  # 500 steps, then up to 4,000
+    assert pairs(adversarial_weight=1, max_epochs=None, train_images=40_000) == (22_500, 2_500, 0.3)
+    assert pairs(adversarial_weight=1, max_epochs=None, train_images=1_000) == (1_000, 500, 0.3)
