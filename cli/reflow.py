@@ -161,7 +161,7 @@ def _pairs(job: "Job", making_steps: int | None, count: int, made: Path | None, 
             for inputs in (job.inputs0, job.inputs1)
         ]
         if isinstance(opened[0], Domain):
-            opened[0].align(config.aligned_by)
+            opened[0].align(config.moves)
         steps = making_steps or config.num_inference_steps
         source = Source(job.parts["velocity"], checkpoint, opened[0], opened[1], steps, job.seed)  # type: ignore[arg-type]
         make_pairs(source, folder, count, pick_device(job.device), report)  # type: ignore[arg-type]

@@ -7,7 +7,6 @@ in iterated closest points (Besl & McKay 1992, section IV), but over whole pictu
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from ..runtime.alignment import IDENTITY, Affine, sensible
 from ..runtime.pixels import to_float
-from .domains import WORKERS, Crop, Domain, Indices
+from .domains import Domain
 from .embedders import hog
 
 SIZE = 32
@@ -111,10 +110,7 @@ def _starts() -> Iterator[Affine]:
 
 
 def _pictures(domain: Domain, most: int) -> Tensor:
-    chosen: Indices = np.random.default_rng(0).permutation(len(domain))[:most]
-    with ThreadPoolExecutor(WORKERS) as pool:
-        pictures = list(pool.map(lambda i: Crop().apply(domain.read(int(i)), SIZE), chosen))
-    return torch.from_numpy(to_float(np.stack(pictures)))
+    return torch.from_numpy(to_float(domain.some(most, SIZE)[1]))
 
 
 def _moved(x: Tensor, a: Sequence[float]) -> Tensor:

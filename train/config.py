@@ -317,6 +317,11 @@ class RFPix2pixModel(Strict):
         return IDENTITY if self.alignment is None else tuple(self.alignment)  # type: ignore[return-value]
 
     @property
+    def moves(self) -> Affine:
+        """By which domain 0 is moved when it is read: pairs by name, as those that a flow made, lie as they should."""
+        return IDENTITY if self.pairs_by == "paired" else self.aligned_by
+
+    @property
     def cropped(self) -> float:
         """`crop_share`, or 0 without `random_crop`."""
         return self.crop_share if self.random_crop else 0.0

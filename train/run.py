@@ -267,8 +267,8 @@ def open_run(job: Job, report: Reporter, dry_run: bool = False) -> Run:
     weights = parts.get("velocity", resumed if resumed and resumed.phase == "velocity" else None)
     config = resolved(job.config, domain0, domain1, weights, report.note)
     for domain in (domain0, *(held or ())[:1]):
-        if isinstance(domain, Domain) and config.pairs_by != "paired":  # pairs that a flow made are moved already
-            domain.align(config.aligned_by)
+        if isinstance(domain, Domain):
+            domain.align(config.moves)
     if resumed and not state:
         report.note(f"{start}: no training state beside it: starting from its weights, at step 0")
     found = [f"{len(d)} pictures in {d.name}" for d in (domain0, domain1) if isinstance(d, Domain)]

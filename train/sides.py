@@ -1,13 +1,11 @@
 """What sets two domains apart, as small pictures tell: a side, so that mirrored pairs would teach both; colours."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 
 from ..runtime.media import Media
 from ..runtime.pixels import Float, to_float
 from .config import RFPix2pixModel
-from .domains import WORKERS, Crop, Domain, Indices
+from .domains import Domain, Indices
 from .noise import Noise
 
 LOOKED_AT = 1024
@@ -36,9 +34,8 @@ def thumbnails(domain: Domain, most: int = LOOKED_AT) -> Float:
 
     The frames of a film are one picture, their mean: they say the same of left and right over and over.
     """
-    chosen = np.random.default_rng(0).permutation(len(domain))[:most]
-    with ThreadPoolExecutor(WORKERS) as pool:
-        cells = to_float(np.stack(list(pool.map(lambda i: Crop().apply(domain.read(int(i)), CELLS), chosen))))
+    chosen, pictures = domain.some(most, CELLS)
+    cells = to_float(pictures)
     sources: dict[Media, list[int]] = {}
     for n, i in enumerate(chosen):
         sources.setdefault(domain.items[i].media, []).append(n)

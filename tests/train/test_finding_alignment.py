@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from rfp.cli.main import app
 from rfp.export.bundle import export_bundle
 from rfp.runtime import load_bundle
 from rfp.runtime.alignment import IDENTITY, moved
@@ -15,6 +16,7 @@ from rfp.train.domains import Crop, Domain, open_domain
 from rfp.train.noise import noise_domain
 from rfp.train.run import open_run
 from trainings import Listener, finish, job, tiny
+from typer.testing import CliRunner
 
 MAPS = [
     (1.0, 0.3, 0.0, 0.0, 1.3, -0.3),
@@ -171,3 +173,17 @@ def test_core_ml_pictures_say_that_they_do_not_move(work, tmp_path):
 def test_noise_is_not_moved():
     with pytest.raises(ConfigError, match="alignment: noise is everywhere alike"):
         noise_domain(tiny(alignment=list(MAPS[0]), saliency_loss_weight=0), 0)
+
+
+def test_pairs_of_a_flow_that_learned_from_pairs_are_not_moved_either(work, monkeypatch):
+    """`rfp distill` of what `rfp reflow` trained: its pictures were moved when the first flow made its pairs."""
+    finish(job(work, **(STRUCTURE | {"alignment": list(MAPS[0])})))
+    monkeypatch.chdir(work)
+    moves, align = [], Domain.align
+    monkeypatch.setattr(Domain, "align", lambda self, a: moves.append(a) or align(self, a))
+    about = ["--pairs", "128", "--images", "10", "--device", "cpu"]
+    for command in (["reflow", "run"], ["distill", "run-reflowed"]):
+        assert CliRunner().invoke(app, [*command, *about]).exit_code == 0
+    assert moves == [MAPS[0], IDENTITY, IDENTITY, IDENTITY]
+    newest = ckpt.load(ckpt.find(work / "run-reflowed-distilled-1"))
+    assert newest.config.aligned_by == MAPS[0]  # which the bundle still does
