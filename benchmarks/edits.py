@@ -1,11 +1,11 @@
-"""Tasks whose truth is known because one domain is made from pictures of the other: a small edit, a slant, other hues.
+"""Tasks whose truth is known because one domain is made of pictures of the other: a small edit, other shapes, hues.
 
     python benchmarks/edits.py FOLDER -o OUT [--windows N]
 
-Writes OUT/badge, OUT/slant and OUT/hues, each with train0/ train1/ (halves of FOLDER's square PNGs: no picture is in
-both) and test0/ test1/ (200 others, as they are and edited), for benchmarks/quality.py and paired.py. With --windows
-FOLDER holds large pictures, photographs say, in any folders: N windows of each are taken, at 64 px, no picture's in two
-parts, and OUT/dusk and OUT/paint are written.
+Writes OUT/badge, OUT/slant, OUT/lens, OUT/swirl and OUT/hues, each with train0/ train1/ (halves of FOLDER's square
+PNGs: no picture is in both) and test0/ test1/ (200 others, as they are and edited), for benchmarks/quality.py and
+paired.py. With --windows FOLDER holds large pictures, photographs say, in any folders: N windows of each are taken, at
+64 px, no picture's in two parts, and OUT/dusk and OUT/paint are written.
 """
 
 import argparse
@@ -14,12 +14,14 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 from rfp.runtime.discovery import discover
 from rfp.runtime.media import read_image
 
 TESTS = 200
 Edit = Callable[[Image.Image], Image.Image]
+Plane = npt.NDArray[np.float32]
 
 
 def badge(image: Image.Image) -> Image.Image:
@@ -38,6 +40,34 @@ def slant(image: Image.Image) -> Image.Image:
     return image.transform(
         image.size, Image.Transform.AFFINE, back, resample=Image.Resampling.BICUBIC, fillcolor=(255, 255, 255)
     )
+
+
+def bent(image: Image.Image, place: Callable[[Plane, Plane], tuple[Plane, Plane]]) -> Image.Image:
+    """What was at `place`(x, y) comes to (x, y), from the middle in halves of the side; by way of a larger picture."""
+    side, n = image.width, 4 * image.width
+    large = np.asarray(image.resize((n, n), Image.Resampling.LANCZOS))
+    y, x = (2 * (np.mgrid[:n, :n] + 0.5) / n - 1).astype(np.float32)
+    columns, rows = (((c + 1) / 2 * n).clip(0, n - 1).astype(int) for c in place(x, y))
+    return Image.fromarray(large[rows, columns]).resize((side, side), Image.Resampling.LANCZOS)
+
+
+def lens(image: Image.Image) -> Image.Image:
+    """The middle twice as large, less and less so to the rim: a change of shape that no straight map makes."""
+    return bent(image, lambda x, y: (x * near(x, y), y * near(x, y)))
+
+
+def near(x: Plane, y: Plane) -> Plane:
+    return 1 - 0.5 * (1 - np.hypot(x, y)).clip(0)
+
+
+def swirl(image: Image.Image) -> Image.Image:
+    """The middle turned by 46°, less and less so to the rim."""
+
+    def place(x: Plane, y: Plane) -> tuple[Plane, Plane]:
+        angle = 0.8 * (1 - np.hypot(x, y)).clip(0)
+        return x * np.cos(angle) - y * np.sin(angle), x * np.sin(angle) + y * np.cos(angle)
+
+    return bent(image, place)
 
 
 def hues(image: Image.Image) -> Image.Image:
@@ -86,7 +116,7 @@ def main() -> None:
     media = sorted((m for m in discover([args.folder]) if m.kind == "image"), key=lambda m: m.path)
     rng, order = np.random.default_rng(0), np.random.default_rng(0).permutation(len(media))
     tests = len(media) // 6 if args.windows else TESTS
-    small: dict[str, Edit] = {"badge": badge, "slant": slant, "hues": hues}
+    small: dict[str, Edit] = {"badge": badge, "slant": slant, "lens": lens, "swirl": swirl, "hues": hues}
     edits = {"dusk": dusk, "paint": paint} if args.windows else small
     test, rest = order[:tests], order[tests:]
     for parts, numbers in ((("train0",), rest[::2]), (("train1",), rest[1::2]), (("test0", "test1"), test)):

@@ -51,7 +51,7 @@ def _manifest(manifest: dict[str, Any]) -> list[str]:
         "domains": _domains(manifest["domains"], manifest.get("generative", False)),
         "pictures": f"{manifest['image_size']} px in training; sides are multiples of {manifest['multiple']}",
         "latents": f"{latent['channels']} channels at 1/{latent['factor']} of the size" if latent else "",
-        "alignment": ", ".join(f"{n:.2f}" for n in manifest.get("alignment") or []),
+        "alignment": _alignment(manifest.get("alignment") or []),
         "steps": f"{manifest['default_steps']} Euler steps by default",
         "trained": ", ".join(f"{training[k]} {what}" for k, what in counts.items() if k in training),
         "licence": manifest["licence"] or "none given",
@@ -59,6 +59,11 @@ def _manifest(manifest: dict[str, Any]) -> list[str]:
         "made by": f"rfp {manifest['rfp_version']}, manifest format {manifest['format_version']}",
     }
     return [*(_row(k, v) for k, v in rows.items() if v), *map(_graph, manifest["graphs"])]
+
+
+def _alignment(a: list[float]) -> str:
+    bent = f", bent by up to {max(map(abs, a[6:])):.2f} of half a side" if a[6:] else ""
+    return ", ".join(f"{n:.2f}" for n in a[:6]) + bent
 
 
 def _graph(graph: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from .alignment import Affine, sensible
+from .alignment import LENGTHS, Alignment, sensible
 from .errors import BundleError
 
 FORMAT_VERSION = 1
@@ -130,7 +130,7 @@ class Manifest:
     training: dict[str, Any] = field(default_factory=dict)
     generative: bool = False
     latent: Latent | None = None
-    alignment: Affine | None = None
+    alignment: Alignment | None = None
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -148,7 +148,8 @@ class Manifest:
         _want(self.training, "training", "a JSON object", _is_object)
         _want(self.generative, "generative", "true or false", lambda v: isinstance(v, bool))
         _want(self.latent, "latent", "null or a JSON object", lambda v: v is None or isinstance(v, Latent))
-        _want(self.alignment, "alignment", "null or six numbers by which pictures stay pictures", _is_alignment)
+        wanted = f"null, or {LENGTHS[0]} or {LENGTHS[1]} numbers by which pictures stay pictures"
+        _want(self.alignment, "alignment", wanted, _is_alignment)
         if self.alignment is not None:
             _want(self.generative, "generative", "false beside an alignment", lambda v: not v)
         if self.latent is not None:
@@ -247,7 +248,7 @@ def _want(value: Any, name: str, wanted: str, good: Callable[[Any], bool]) -> An
 
 
 def _is_alignment(value: Any) -> bool:
-    numbers = isinstance(value, tuple) and len(value) == 6 and all(type(n) in (int, float) for n in value)
+    numbers = isinstance(value, tuple) and all(type(n) in (int, float) for n in value)
     return value is None or (numbers and sensible(value))
 
 

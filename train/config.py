@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import Field, field_validator, model_validator
 
-from ..runtime.alignment import IDENTITY, Affine, sensible
+from ..runtime.alignment import IDENTITY, LENGTHS, Alignment, sensible
 from .codec_config import IdentityConfig, VAEConfig
 from .net_config import (
     Augmentation,
@@ -93,13 +93,14 @@ class RFPix2pixModel(Strict):
     crop_scale: Annotated[float, Field(gt=0, le=1)] = Field(
         0.5, description="Side of the smallest of these, of the short side; 0.9 where it would have to be enlarged."
     )
-    alignment: Annotated[list[float], Field(min_length=6, max_length=6)] | None = Field(
+    alignment: Annotated[list[float], Field(min_length=LENGTHS[0], max_length=LENGTHS[1])] | None = Field(
         None,
         description="How pictures of domain 0 are moved before all else, in training and by the bundle, and those that "
         "become of domain 0 moved back: `[a, b, c, d, e, f]` puts at (x, y) what was at (ax + by + c, dx + ey + f), "
-        "from the middle to the right and down in halves of the short side. `null`: as makes neighbours of the two "
-        "domains most alike where that is clear, as of domains that are taller, slanted, mirrored or elsewhere; else, "
-        "and from noise, not at all. Pairs by name are taken as they lie.",
+        "from the middle to the right and down in halves of the short side; 162 more numbers are a mesh that bends (x, "
+        "y) first, to the right and down at 9×9 places. `null`: as makes neighbours of the two domains most alike "
+        "where that is clear, as of domains that are taller, slanted, mirrored, elsewhere or bent; else, and from "
+        "noise, not at all. Pairs by name are taken as they lie.",
     )
     cutmix: Fraction | None = Field(
         None,
@@ -279,7 +280,10 @@ class RFPix2pixModel(Strict):
             )
             problems.append((("structure_weights", "structure_embedder"), about))
         if self.alignment is not None and not sensible(self.alignment):
-            about = "alignment: pictures moved so would hardly be seen: six numbers up to 4, and no area of nearly 0"
+            about = (
+                "alignment: pictures moved so would hardly be seen, or folded; wanted are six numbers up to 4, and no "
+                f"area of nearly 0; or {LENGTHS[1]}, the rest a mesh that nowhere bends as steeply as 1"
+            )
             problems.append((("alignment",), about))
         if self.structure_pairing and self.coupling not in (None, "structure"):
             about = f"coupling {self.coupling} contradicts structure_pairing true: leave out one of the two"
@@ -312,12 +316,12 @@ class RFPix2pixModel(Strict):
         return self.coupling or ("random" if self.structure_pairing is False else "structure")
 
     @property
-    def aligned_by(self) -> Affine:
+    def aligned_by(self) -> Alignment:
         """`alignment`, where `null` is none."""
-        return IDENTITY if self.alignment is None else tuple(self.alignment)  # type: ignore[return-value]
+        return IDENTITY if self.alignment is None else tuple(self.alignment)
 
     @property
-    def moves(self) -> Affine:
+    def moves(self) -> Alignment:
         """By which domain 0 is moved when it is read: pairs by name, as those that a flow made, lie as they should."""
         return IDENTITY if self.pairs_by == "paired" else self.aligned_by
 

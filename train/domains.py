@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ..runtime.alignment import IDENTITY, Affine, moved
+from ..runtime.alignment import IDENTITY, Alignment, moved
 from ..runtime.discovery import discover
 from ..runtime.errors import MediaError, UsageError
 from ..runtime.media import IMAGE_FORMATS, MAX_PIXELS, Media, read_image
@@ -96,7 +96,7 @@ class Domain:
     cache_bytes: int = 0
     undecoded: int = 0
     """About how many bytes its videos' frames take that were not in the frame cache before."""
-    alignment: Affine = IDENTITY
+    alignment: Alignment = IDENTITY
     """By which its pictures are moved when they are read."""
     _cache: dict[int, Image.Image] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -125,7 +125,7 @@ class Domain:
             return image
         raise UsageError(f"{self.name}: none of its {len(self.items)} pictures can be read; first: {self.skipped[0]}")
 
-    def align(self, alignment: Affine) -> None:
+    def align(self, alignment: Alignment) -> None:
         """Move its pictures by `alignment`, as the bundle will: at the size of the crops."""
         with self._lock:
             self.cache_bytes += sum(map(_bytes, self._cache.values()))
@@ -162,7 +162,7 @@ def _bytes(image: Image.Image) -> int:
     return image.width * image.height * 4  # Pillow keeps RGB in four bytes
 
 
-def aligned(image: Image.Image, alignment: Affine, size: int) -> Image.Image:
+def aligned(image: Image.Image, alignment: Alignment, size: int) -> Image.Image:
     """A picture moved by `alignment`, its short side at `size` px first."""
     if alignment == IDENTITY:
         return image

@@ -66,6 +66,14 @@ def hog(x: Tensor) -> Tensor:
     sign in 8×8 cells, each cell in units of the edges around it, and square roots of these, so that a line drawing and
     a photograph of the same thing have the same. 192 are the picture at 8×8. Both are unit vectors.
     """
+    cells = F.adaptive_avg_pool2d(directions(x), 8)
+    around = F.avg_pool2d(cells.square().sum(dim=1, keepdim=True), 3, stride=1, padding=1)
+    edges = (cells / (around.sqrt() + 0.05)).sqrt().flatten(1)
+    return torch.cat([F.normalize(edges), F.normalize(F.adaptive_avg_pool2d(x, 8).flatten(1))], dim=1)
+
+
+def directions(x: Tensor) -> Tensor:
+    """How strong edges are in each direction, without sign: [B, 3, H, W] → [B, DIRECTIONS, H, W]."""
     dx, dy = F.pad(x[..., 2:] - x[..., :-2], (1, 1)), F.pad(x[:, :, 2:] - x[:, :, :-2], (0, 0, 1, 1))
     strongest = (dx.square() + dy.square()).argmax(dim=1, keepdim=True)  # of the three colours
     dx, dy = dx.gather(1, strongest), dy.gather(1, strongest)
@@ -75,10 +83,7 @@ def hog(x: Tensor) -> Tensor:
     votes = x.new_zeros(len(x), DIRECTIONS, *x.shape[2:])
     votes.scatter_add_(1, below.long() % DIRECTIONS, strength * (1 - share))
     votes.scatter_add_(1, (below.long() + 1) % DIRECTIONS, strength * share)
-    cells = F.adaptive_avg_pool2d(votes, 8)
-    around = F.avg_pool2d(cells.square().sum(dim=1, keepdim=True), 3, stride=1, padding=1)
-    edges = (cells / (around.sqrt() + 0.05)).sqrt().flatten(1)
-    return torch.cat([F.normalize(edges), F.normalize(F.adaptive_avg_pool2d(x, 8).flatten(1))], dim=1)
+    return votes
 
 
 def grid(features: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """All pictures of a domain as vectors: from the cache, and what it lacks computed in batches and kept as it comes."""
 
+import hashlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -34,7 +35,8 @@ def embed(
     """
     contents = cache.contents(domain.items)
     vectors: Half = np.zeros((len(domain), embedder.width), np.float16)
-    name = embedder.name + ("" if domain.alignment == IDENTITY else f"/{domain.alignment}")
+    by = hashlib.sha256(repr(domain.alignment).encode()).hexdigest()[:16]
+    name = embedder.name + ("" if domain.alignment == IDENTITY else f"/{by}")
     missing = cache.load(name, contents, vectors)
     source = {contents[row] or str(row): row for row in reversed(missing)}  # the same picture twice is computed once
     todo, done, start = sorted(source.values()), 0, time.monotonic()

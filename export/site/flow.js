@@ -84,16 +84,16 @@ export function toFloat({ data, width, height }, multiple) {
 }
 
 /**
- * A picture moved by an affine map, as runtime/alignment.py does and says: bicubic as Pillow's, and what was not to be
- * seen as the nearest edge is.
+ * A picture moved by an affine map and a mesh, as runtime/alignment.py does and says: bicubic as Pillow's, and what was
+ * not to be seen as the nearest edge is.
  */
-export function moved({ data, width, height }, [a, b, c, d, e, f]) {
+export function moved({ data, width, height }, alignment) {
   const half = Math.min(width, height) / 2, out = new Uint8ClampedArray(data.length).fill(255);
   const at = (x, y) => 4 * (clamp(y, height) * width + clamp(x, width));
   for (let row = 0, i = 0; row < height; row++) {
     for (let column = 0; column < width; column++, i += 4) {
-      const u = column + 0.5 - width / 2, v = row + 0.5 - height / 2;
-      const x = a * u + b * v + c * half + width / 2, y = d * u + e * v + f * half + height / 2;
+      const [u, v] = bend(alignment, (column + 0.5 - width / 2) / half, (row + 0.5 - height / 2) / half);
+      const [p, q] = straight(alignment, u, v), x = p * half + width / 2, y = q * half + height / 2;
       const beside = x < RIM || x > width - RIM || y < RIM || y > height - RIM;
       const left = Math.floor(x - 0.5), top = Math.floor(y - 0.5), dx = x - 0.5 - left, dy = y - 0.5 - top;
       for (let k = 0; k < 3; k++) {
@@ -110,11 +110,44 @@ const RIM = 1e-6;
 const clamp = (i, n) => Math.min(Math.max(i, 0), n - 1);
 const cubic = (p, q, r, s, d) => q + d * (r - p + d * (2 * (p - q) + r - s + d * (q - p + s - r)));
 
-/** The way back of an affine map. */
-export function inverse([a, b, c, d, e, f]) {
-  const area = a * e - b * d;
+const straight = ([a, b, c, d, e, f], x, y) => [a * x + b * y + c, d * x + e * y + f];
+
+const MESH = 9;
+
+/** Where the mesh of an alignment, if it has one, moves (x, y). */
+function bend(alignment, x, y) {
+  if (alignment.length === 6) return [x, y];
+  const [row, s] = cell(y), [column, t] = cell(x);
+  return [x, y].map((n, k) => {
+    const at = (i, j) => alignment[6 + 2 * (MESH * (row + i) + column + j) + k];
+    return n + (1 - s) * ((1 - t) * at(0, 0) + t * at(0, 1)) + s * ((1 - t) * at(1, 0) + t * at(1, 1));
+  });
+}
+
+/** The line of the mesh before a place, and how far it is to the next one. */
+function cell(n) {
+  const place = Math.min(Math.max(((n + 1) / 2) * (MESH - 1), 0), MESH - 1);
+  const first = Math.min(Math.floor(place), MESH - 2);
+  return [first, place - first];
+}
+
+/** The way back; of a mesh it is one that is exact at its own places. */
+export function inverse(alignment) {
+  const [a, b, c, d, e, f] = alignment, area = a * e - b * d;
   const [p, q, r, s] = [e / area, -b / area, -d / area, a / area];
-  return [p, q, -(p * c + q * f), r, s, -(r * c + s * f)];
+  const back = [p, q, -(p * c + q * f), r, s, -(r * c + s * f)];
+  for (let i = 0; alignment.length > 6 && i < MESH * MESH; i++) {
+    const x = (2 * (i % MESH)) / (MESH - 1) - 1, y = (2 * Math.floor(i / MESH)) / (MESH - 1) - 1;
+    const there = straight(back, x, y);
+    let at = there;
+    for (let n = 0; n < 100; n++) {
+      const bent = bend(alignment, ...at);
+      at = [there[0] - bent[0] + at[0], there[1] - bent[1] + at[1]];
+    }
+    const [u, v] = straight(alignment, ...at);
+    back.push(u - x, v - y);
+  }
+  return back;
 }
 
 /** A state to pixels, cut to width × height; a Uint8ClampedArray rounds halves to even, as numpy does. */

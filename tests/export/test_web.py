@@ -19,7 +19,7 @@ from PIL import Image
 from rfp.cli.main import app
 from rfp.export import web
 from rfp.runtime import ExportError, load_bundle, translate
-from rfp.runtime.alignment import inverse, moved
+from rfp.runtime.alignment import MESH, inverse, moved
 from rfp.runtime.errors import MissingExtraError
 from rfp.runtime.noise import noise
 from rfp.runtime.pixels import pad_to_multiple, to_float, to_uint8
@@ -240,10 +240,15 @@ def test_the_page_fits_pads_and_rounds_as_the_runtime_does():
     np.testing.assert_array_equal(np.frombuffer(got[-380:], np.uint8).reshape(5, 19, 4), rgba(image))
 
 
+STRAIGHT = (1.013, 0.307, 0.101, -0.103, 1.317, -0.331)
+BENT = (*STRAIGHT, *np.random.default_rng(0).uniform(-0.07, 0.07, 2 * MESH**2).round(4).tolist())
+
+
+@pytest.mark.parametrize("a", [STRAIGHT, BENT], ids=["straight", "bent"])
 @needs_node
-def test_the_page_moves_pictures_as_the_runtime_does():
+def test_the_page_moves_pictures_as_the_runtime_does(a):
     """First there, last back; levels differ where rounding does. v = −x brings all to grey, half of the way."""
-    a, image = (1.013, 0.307, 0.101, -0.103, 1.317, -0.331), random_image(30, 24)
+    image = random_image(30, 24)
     manifest = json.loads(replace(MANIFEST, alignment=a).to_json())
     code = f"""const picture = {{ data: new Uint8ClampedArray(input[0]), width: 30, height: 24 }};
         give(moved(picture, {list(a)}).data);
@@ -252,11 +257,11 @@ def test_the_page_moves_pictures_as_the_runtime_does():
         for (const reverse of [false, true]) {{
           give((await new Flow({json.dumps(manifest)}, run).translate(picture, 1, reverse)).data);
         }}"""
-    got, size = by_node(code, rgba(image)), 30 * 24 * 4
-    np.testing.assert_allclose(np.frombuffer(got[size : size + 48]), inverse(a), atol=1e-12)
+    got, size, end = by_node(code, rgba(image)), 30 * 24 * 4, 30 * 24 * 4 + 8 * len(a)
+    np.testing.assert_allclose(np.frombuffer(got[size:end]), inverse(a), atol=1e-12)
     grey = [to_uint8(to_float(x) * n).astype(float) for x, n in ((moved(image, a), 0.5), (image, 1.5))]
     want = moved(image, a), grey[0], moved(grey[1].astype(np.uint8), inverse(a))
-    pictures = (got[:size], got[size + 48 : -size], got[-size:])
+    pictures = (got[:size], got[end:-size], got[-size:])
     for made, wanted in zip(pictures, want, strict=True):
         shown = np.frombuffer(made, np.uint8).reshape(24, 30, 4)
         assert (shown[..., 3] == 255).all() and abs(shown[..., :3].astype(float) - wanted).max() <= 1

@@ -7,9 +7,24 @@ import numpy as np
 import pytest
 from PIL import Image
 from rfp.runtime import BundleError, FlowOptions, Manifest, Translator, load_bundle, translate
-from rfp.runtime.alignment import IDENTITY, inverse, moved, sensible
+from rfp.runtime.alignment import IDENTITY, MESH, inverse, moved, sensible
 
 SLANT = (1.0, 0.3, 0.1, -0.1, 1.3, -0.3)
+LINES = np.linspace(-1, 1, MESH)
+
+
+def mesh(bend, straight=SLANT):
+    """`straight`, after (x, y) is moved by bend(x, y)."""
+    y, x = np.meshgrid(LINES, LINES, indexing="ij")
+    return *straight, *np.stack(np.broadcast_arrays(*bend(x, y), x)[:2], axis=2).ravel().tolist()
+
+
+def twisted(x, y):
+    """Which lines between the places of a mesh are exact for."""
+    return 0.15 * x * y - 0.05, 0.2 * x + 0.1 * x * y
+
+
+BENT = mesh(twisted)
 
 
 def ramp(height, width, x=lambda x, y: x, y=lambda x, y: y):
@@ -36,6 +51,31 @@ def test_what_was_at_ax_plus_by_plus_c_comes_to_x(height, width):
     assert inside.mean() > 0.25 and abs(got - want)[inside].max() <= 1.6  # both are rounded, and cubics overshoot
 
 
+@pytest.mark.parametrize(("height", "width"), [(40, 40), (30, 52), (300, 280)])
+def test_a_mesh_bends_first(height, width):
+    """Every pixel of the middle square has its exact level, however pieces and cells are cut."""
+    a, b, c, d, e, f = SLANT
+
+    def bent(x, y):
+        dx, dy = twisted(np.clip(x, -1, 1), np.clip(y, -1, 1))  # beyond the square as at its rim
+        return x + dx, y + dy
+
+    def source(u, v):
+        x, y = bent(u, v)
+        return a * x + b * y + c, d * x + e * y + f
+
+    want, far = ramp(height, width, lambda u, v: source(u, v)[0], lambda u, v: source(u, v)[1])
+    got = moved(ramp(height, width)[0].round().astype(np.uint8), BENT)
+    inside = far < 1 - 4 / min(height, width)
+    assert inside.mean() > 0.25 and abs(got - want)[inside].max() <= 1.6
+
+
+def test_a_mesh_of_nothing_moves_nothing():
+    image = smooth(33, 47)
+    np.testing.assert_array_equal(moved(image, mesh(lambda x, y: (0.0, 0.0), IDENTITY)), image)
+    np.testing.assert_array_equal(moved(image, mesh(lambda x, y: (0.0, 0.0))), moved(image, SLANT))
+
+
 def test_mirrors_and_quarter_turns_keep_every_pixel():
     square, wide = smooth(16, 16), smooth(9, 14)
     np.testing.assert_array_equal(moved(wide, (-1, 0, 0, 0, 1, 0)), wide[:, ::-1])
@@ -45,7 +85,8 @@ def test_mirrors_and_quarter_turns_keep_every_pixel():
 
 
 def test_beyond_the_edge_the_edge_goes_on(monkeypatch):
-    monkeypatch.setattr("rfp.runtime.alignment.ROWS", 7)  # in several strips
+    monkeypatch.setattr("rfp.runtime.alignment.PIECE", 7)  # in several pieces
+    monkeypatch.setattr("rfp.runtime.alignment.SMALL", 0)
     image = smooth(20, 20)
     right = moved(image, (1, 0, 1, 0, 1, 0))  # what was half a picture to the right
     np.testing.assert_array_equal(right[:, :10], image[:, 10:])
@@ -65,10 +106,30 @@ def test_there_and_back_is_where_it_was():
     assert abs(there.astype(int) - image)[16:32, 16:32].max() <= 3
 
 
+def lens(x, y):
+    s = -0.5 * (1 - np.hypot(x, y)).clip(0)
+    return s * x, s * y
+
+
+@pytest.mark.parametrize("a", [BENT, mesh(lens, IDENTITY), mesh(lens)], ids=["twist", "lens", "slanted lens"])
+def test_a_bend_there_and_back_is_where_it_was(a):
+    """The way back is exact at its own places, and between them as near as lines are to a bend."""
+    assert sensible(a)
+    image = smooth(96, 96)
+    for one, other in ((a, inverse(a)), (inverse(a), a)):
+        off = abs(moved(moved(image, one), other).astype(int) - image)[32:64, 32:64]
+        plain = abs(moved(image, one).astype(int) - image)[32:64, 32:64]
+        assert off.mean() < 3 < plain.mean() / 3 and off.max() <= 15 < plain.max() / 3
+    again = inverse(inverse(a))
+    np.testing.assert_allclose(again[:6], a[:6], atol=1e-12)
+
+
 @pytest.fixture
 def make(tmp_path):
     def bundle(model, alignment=SLANT):
-        return load_bundle(bundles.write_bundle(tmp_path / f"{alignment}", model, default_steps=1, alignment=alignment))
+        return load_bundle(
+            bundles.write_bundle(tmp_path / f"{hash(alignment)}", model, default_steps=1, alignment=alignment)
+        )
 
     return bundle
 
@@ -78,14 +139,15 @@ def through(bundle, image, **options):
     return made
 
 
-def test_domain_0_is_moved_first_and_moved_back_last(make):
+@pytest.mark.parametrize("a", [SLANT, BENT], ids=["slant", "bent"])
+def test_domain_0_is_moved_first_and_moved_back_last(make, a):
     """One step of v = mean − x blurs there and sharpens back, so that the order shows."""
     image, plain = smooth(32, 40), make(bundles.blur(), None)
-    bundle = make(bundles.blur())
+    bundle = make(bundles.blur(), a)
     there, back = through(bundle, image), through(bundle, image, reverse=True)
-    np.testing.assert_array_equal(there, through(plain, moved(image, SLANT)))
-    np.testing.assert_array_equal(back, moved(through(plain, image, reverse=True), inverse(SLANT)))
-    assert (there != moved(through(plain, image), SLANT)).any()
+    np.testing.assert_array_equal(there, through(plain, moved(image, a)))
+    np.testing.assert_array_equal(back, moved(through(plain, image, reverse=True), inverse(a)))
+    assert (there != moved(through(plain, image), a)).any()
 
 
 def test_tiles_are_cut_from_the_moved_picture(make):
@@ -135,7 +197,8 @@ def test_the_manifest_holds_it_only_where_there_is_one(make):
 @pytest.mark.parametrize(
     "wrong",
     [[1, 0, 0, 0, 1], [1, 0, 0, 0, 1, "0"], [1, 0, 0, 0, 1, True], [1, 0, 0, 0, 0, 0], [5, 0, 0, 0, 1, 0],
-     [1, 0, 0, 0, 1, 10**400], {}, "none"],
+     [1, 0, 0, 0, 1, 10**400], [1, 0, 0, 0, 1, 0, 0], [1, 0, 0, 0, 1, 0, *[5] * 162],
+     [1, 0, 0, 0, 1, 0, *[0.2, 0, -0.2, 0] * 40, 0, 0], {}, "none"],
 )  # fmt: skip
 def test_a_strangers_map_that_is_none_is_refused(make, wrong):
     values = json.loads(make(bundles.identity()).manifest.to_json()) | {"alignment": wrong}
@@ -147,6 +210,14 @@ def test_noise_is_not_moved(make):
     values = json.loads(make(bundles.identity()).manifest.to_json()) | {"generative": True}
     with pytest.raises(BundleError, match="false beside an alignment"):
         Manifest.from_json(json.dumps(values))
+
+
+def test_a_mesh_that_folds_is_not_sensible():
+    """Slopes of 0.9 and less have a way back; turned by an eighth of a turn it has them in both directions at once."""
+    assert sensible(mesh(lambda x, y: (0.89 * x, -0.89 * y), IDENTITY))
+    assert not sensible(mesh(lambda x, y: (0.91 * x, 0.0), IDENTITY))
+    assert not sensible(mesh(lambda x, y: (0.65 * x + 0.65 * y, 0.0), IDENTITY))
+    assert not sensible(mesh(lambda x, y: (0.25 * np.sign(x), 0.0), IDENTITY))
 
 
 def test_sensible_maps_leave_something_to_be_seen():

@@ -7,11 +7,12 @@ from PIL import Image, ImageDraw
 from rfp.cli.main import app
 from rfp.export.bundle import export_bundle
 from rfp.runtime import load_bundle
-from rfp.runtime.alignment import IDENTITY, moved
+from rfp.runtime.alignment import IDENTITY, MESH, moved, sensible
 from rfp.runtime.errors import ConfigError, UsageError
+from rfp.train import bending
 from rfp.train import checkpoint as ckpt
 from rfp.train import run as run_module
-from rfp.train.alignment import FEWEST, find_alignment
+from rfp.train.alignment import FEWEST, LEAST_GAIN, find_alignment, pictures, unlikeness
 from rfp.train.domains import Crop, Domain, open_domain
 from rfp.train.noise import noise_domain
 from rfp.train.run import open_run
@@ -57,6 +58,73 @@ def test_the_map_between_domains_is_found_from_other_pictures(tmp_path, a):
     found, why = find_alignment(*domains(tmp_path, lambda x: moved(x, a)))
     np.testing.assert_allclose(found, a, atol=0.08)
     assert "alignment: domain 0 is moved by" in why
+
+
+LINES = np.linspace(-1, 1, MESH)
+
+
+def swirl(x, y):
+    """The middle turned by 40°, less and less so to the rim: by how much each place is moved."""
+    angle = 0.7 * (1 - np.hypot(x, y)).clip(0)
+    return x * np.cos(angle) - y * np.sin(angle) - x, x * np.sin(angle) + y * np.cos(angle) - y
+
+
+def lens(x, y):
+    """The middle twice as large, less and less so to the rim."""
+    s = -0.5 * (1 - np.hypot(x, y)).clip(0)
+    return s * x, s * y
+
+
+def bent_by(bend, straight=IDENTITY):
+    y, x = np.meshgrid(LINES, LINES, indexing="ij")
+    return *straight, *np.stack(bend(x, y), axis=2).ravel().tolist()
+
+
+def apart(a, b):
+    """Where the faces are; beyond them nothing tells how pictures are bent."""
+    y, x = np.meshgrid(np.linspace(-0.5, 0.5, 21), np.linspace(-0.5, 0.5, 21), indexing="ij")
+    return np.hypot(*(p - q for p, q in zip(at(a, x, y), at(b, x, y), strict=True))).mean()
+
+
+def test_a_map_that_is_slanted_and_bent_is_found(tmp_path):
+    a = bent_by(lens, MAPS[0])
+    found, why = find_alignment(*domains(tmp_path, lambda x: moved(x, a), 100))
+    assert len(found) == len(a) and sensible(found) and "moved by" in why and "bent by up to" in why
+    assert apart(found, a) < 0.04 and apart(found, a) < apart(MAPS[0], a) / 3
+
+
+def test_a_bend_alone_is_found(tmp_path):
+    a = bent_by(lens)
+    x0, x1 = pictures(*domains(tmp_path, lambda x: moved(x, a), 200), 200, bending.SIZE)
+    found, gain = bending.bent(x0, x1, IDENTITY, unlikeness(x0, x1))
+    assert sensible(found) and gain > 2 * LEAST_GAIN and apart(found, a) < apart(IDENTITY, a) / 2.5
+
+
+def test_of_pictures_that_lie_alike_hardly_any_bend_is_seen(tmp_path):
+    x0, x1 = pictures(*domains(tmp_path, lambda x: 255 - x // 2, 100), 100, bending.SIZE)
+    _, gain = bending.bent(x0, x1, IDENTITY, unlikeness(x0, x1))
+    assert gain < LEAST_GAIN / 3
+
+
+def at(a, x, y):
+    """Where what comes to (x, y) was, by bilinear interpolation from first principles."""
+    if len(a) > 6:
+        mesh = np.reshape(a[6:], (MESH, MESH, 2))
+        near = [np.maximum(0, 1 - abs(n[..., None] - LINES) / (2 / (MESH - 1))) for n in (y, x)]
+        dx, dy = np.einsum("...i,...j,ijk->k...", *near, mesh)
+        x, y = x + dx, y + dy
+    return a[0] * x + a[1] * y + a[2], a[3] * x + a[4] * y + a[5]
+
+
+@pytest.mark.parametrize("a", [MAPS[0], bent_by(swirl), bent_by(lens, MAPS[1])], ids=["slant", "swirl", "turned lens"])
+def test_the_search_moves_as_the_runtime_does(a):
+    """It takes straight lines between pixels, the runtime cubics."""
+    small = np.random.default_rng(0).integers(60, 200, (4, 4, 3), np.uint8)
+    image = np.asarray(Image.fromarray(small).resize((64, 64), Image.Resampling.BICUBIC))
+    x = torch.tensor(image).permute(2, 0, 1)[None].float()
+    got = bending.moved(x, a)[0].permute(1, 2, 0).numpy()
+    off = abs(got - moved(image, a))
+    assert off.mean() < 0.6 and np.quantile(off, 0.99) <= 4 and abs(got - image).mean() > 5
 
 
 @pytest.mark.parametrize("edit", [lambda x: x, lambda x: 255 - x, lambda x: x // 4], ids=["same", "negative", "dark"])
