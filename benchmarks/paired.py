@@ -1,6 +1,6 @@
 """Train a preset on an unpaired data set whose test pictures have a truth, and score the exported graph.
 
-    python benchmarks/paired.py DATA -c icons -o OUT [--set KEY=VALUE …]
+    python benchmarks/paired.py DATA -c icons -o OUT [--seed N] [--set KEY=VALUE …]
 
 DATA holds train0/ train1/ (unpaired) and test0/ test1/ (pairs by name: never trained on). Writes OUT/run, OUT/bundle,
 OUT/translated and OUT/gallery.png (input | ours | truth), and prints one Markdown row beside the untouched input's.
@@ -41,13 +41,14 @@ def main() -> None:
     parser.add_argument("-c", "--config", required=True)
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--set", action="append", default=[], dest="overrides")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rows", type=int, default=30, help="pictures in the gallery")
     args = parser.parse_args()
     out: Path = args.output
     start = time.monotonic()
     with reporter() as report:
         config = load_config(args.config, args.overrides)
-        train(Job(config, (args.data / "train0",), (args.data / "train1",), out / "run"), report)
+        train(Job(config, (args.data / "train0",), (args.data / "train1",), out / "run", seed=args.seed), report)
     seconds = time.monotonic() - start
     export_bundle(out / "run", out / "bundle", overwrite=True)
     flow = FlowOptions(upscale="resize")  # to the truth's own size, where max_size is another
