@@ -1,11 +1,11 @@
 """Which maps between domains training finds without pairs, where there are some and where there are none.
 
-    python benchmarks/alignment.py DATA… [--pictures N]
+    python benchmarks/alignment.py DATA… [--pictures N] [--maps NAME…]
 
 Each DATA holds train0/ and train1/, two domains that lie alike. Domain 1 is moved by each of MAPS, and the map is
 looked for as training does. Prints a Markdown table: what the first look, at affine maps, and the bend after it would
-make up for (training believes LEAST_GAIN), and by how much the map that is believed errs, in mean over the picture less
-its rim, in halves of the side; in brackets what no map would.
+make up for (training believes LEAST_GAIN and LEAST_BEND), and by how much the map that is believed errs, in mean over
+the picture less its rim, in halves of the side; in brackets what no map would.
 """
 
 import argparse
@@ -72,10 +72,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, nargs="+")
     parser.add_argument("--pictures", type=int, help="of each domain, at most")
+    parser.add_argument("--maps", nargs="+", choices=MAPS, default=list(MAPS))
     args = parser.parse_args()
     print("| domains | domain 1 is moved | gain | by a bend | error | found |\n| --- | --- | --- | --- | --- | --- |")
     for data in args.data:
-        for name, a in MAPS.items():
+        for name, a in ((name, MAPS[name]) for name in args.maps):
             domain0, domain1 = (opened(data / f"train{i}", args.pictures, i) for i in range(2))
             domain1.align(a)
             _, gain, _ = clearest(domain0, domain1)

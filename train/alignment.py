@@ -34,6 +34,8 @@ LEAST_GAIN, LEAST_COSINE = 0.1, 0.2
 """To be believed a map must make up for that much of what pictures lack in likeness to their nearest, and leave them
 with that mean cosine. Where there is nothing to find it is 0.03 at most, where there is a map mostly 0.1 and more, but
 in photographs, whose maps are found badly (benchmarks/RESULTS.md)."""
+LEAST_BEND = 0.05
+"""What a bend must make up for of what is lacking after that; where there is none, or a wrong one, 0.02 at most."""
 TURNED = 0.03
 """By which they must be more alike mirrored or turned to be so: of domains of symmetric things it is all the same."""
 ENLARGED = 0.05
@@ -59,7 +61,7 @@ def find_alignment(domain0: Domain, domain1: Domain) -> tuple[Alignment, str]:
     x0, x1 = pictures(domain0, domain1, MANY, bending.SIZE)
     unlike = unlikeness(x0, x1)
     found, gain = bending.bent(x0, x1, straight, unlike)
-    if gain < LEAST_GAIN or unlike(found) > 1 - LEAST_COSINE:
+    if gain < LEAST_BEND or unlike(found) > 1 - LEAST_COSINE:
         found = straight
     how = "" if straight == IDENTITY else f"moved by [{', '.join(f'{n:.2f}' for n in straight)}]"
     if len(found) > 6:

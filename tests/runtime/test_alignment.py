@@ -70,6 +70,14 @@ def test_a_mesh_bends_first(height, width):
     assert inside.mean() > 0.25 and abs(got - want)[inside].max() <= 1.6
 
 
+def test_beyond_the_mesh_pictures_are_moved_as_at_its_rim():
+    bent = mesh(lambda x, y: (0.4 * x, 0 * y), IDENTITY)
+    want, _ = ramp(40, 120, lambda x, y: x + 0.4 * x.clip(-1, 1))
+    got = moved(ramp(40, 120)[0].round().astype(np.uint8), bent)
+    inside = slice(12, 108)  # 120 of them are 3 halves to each side, and 0.4 of one come from beside
+    assert abs(got - want)[:, inside].max() <= 1.6
+
+
 def test_a_mesh_of_nothing_moves_nothing():
     image = smooth(33, 47)
     np.testing.assert_array_equal(moved(image, mesh(lambda x, y: (0.0, 0.0), IDENTITY)), image)

@@ -12,7 +12,7 @@ from rfp.runtime.errors import ConfigError, UsageError
 from rfp.train import bending
 from rfp.train import checkpoint as ckpt
 from rfp.train import run as run_module
-from rfp.train.alignment import FEWEST, LEAST_GAIN, find_alignment, pictures, unlikeness
+from rfp.train.alignment import FEWEST, LEAST_BEND, find_alignment, pictures, unlikeness
 from rfp.train.domains import Crop, Domain, open_domain
 from rfp.train.noise import noise_domain
 from rfp.train.run import open_run
@@ -97,13 +97,13 @@ def test_a_bend_alone_is_found(tmp_path):
     a = bent_by(lens)
     x0, x1 = pictures(*domains(tmp_path, lambda x: moved(x, a), 200), 200, bending.SIZE)
     found, gain = bending.bent(x0, x1, IDENTITY, unlikeness(x0, x1))
-    assert sensible(found) and gain > 2 * LEAST_GAIN and apart(found, a) < apart(IDENTITY, a) / 2.5
+    assert sensible(found) and gain > 4 * LEAST_BEND and apart(found, a) < apart(IDENTITY, a) / 2.5
 
 
 def test_of_pictures_that_lie_alike_hardly_any_bend_is_seen(tmp_path):
     x0, x1 = pictures(*domains(tmp_path, lambda x: 255 - x // 2, 100), 100, bending.SIZE)
     _, gain = bending.bent(x0, x1, IDENTITY, unlikeness(x0, x1))
-    assert gain < LEAST_GAIN / 3
+    assert gain < LEAST_BEND / 2
 
 
 def at(a, x, y):
