@@ -34,7 +34,7 @@ def bent(x0: Tensor, x1: Tensor, a: Alignment, unlike: Callable[[Sequence[float]
     """`a` with a mesh, by which pictures x0 [N, 3, SIZE, SIZE] are more like their nearest of x1, and the share of
     what they lack by `a` in likeness (`unlike`) that it makes up for; `a` itself where that is nothing."""
     edges1, mesh = _edges(x1), torch.zeros(1, 2, MESH, MESH)
-    best, least, first = a, unlike(a), unlike(a)
+    best, least = a, (first := unlike(a))
     for _ in range(ROUNDS):
         there = moved(x0, best)
         near, cosine = _nearest(there, x1)
