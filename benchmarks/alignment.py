@@ -14,27 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
+from edits import Plane, lens, swirl
 from rfp.runtime.alignment import IDENTITY, MESH, Alignment, places
 from rfp.train import bending
 from rfp.train.alignment import MANY, clearest, find_alignment, pictures, unlikeness
 from rfp.train.domains import Domain, open_domain, part
 
-Plane = npt.NDArray[np.float64]
 TURN = math.cos(0.26), math.sin(0.26)
 SIZE = 64
-
-
-def lens(x: Plane, y: Plane) -> tuple[Plane, Plane]:
-    """The middle twice as large, less and less so to the rim."""
-    near = 1 - 0.5 * (1 - np.hypot(x, y)).clip(0)
-    return x * near, y * near
-
-
-def swirl(x: Plane, y: Plane) -> tuple[Plane, Plane]:
-    """The middle turned by 46°, less and less so to the rim."""
-    angle = 0.8 * (1 - np.hypot(x, y)).clip(0)
-    return x * np.cos(angle) - y * np.sin(angle), x * np.sin(angle) + y * np.cos(angle)
 
 
 def mesh(bend: Callable[[Plane, Plane], tuple[Plane, Plane]]) -> Alignment:

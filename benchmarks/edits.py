@@ -10,6 +10,7 @@ paired.py. With --windows FOLDER holds large pictures, photographs say, in any f
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from rfp.runtime.media import read_image
 
 TESTS = 200
 Edit = Callable[[Image.Image], Image.Image]
-Plane = npt.NDArray[np.float32]
+Plane = npt.NDArray[np.floating]
 
 
 def badge(image: Image.Image) -> Image.Image:
@@ -51,23 +52,16 @@ def bent(image: Image.Image, place: Callable[[Plane, Plane], tuple[Plane, Plane]
     return Image.fromarray(large[rows, columns]).resize((side, side), Image.Resampling.LANCZOS)
 
 
-def lens(image: Image.Image) -> Image.Image:
+def lens(x: Plane, y: Plane) -> tuple[Plane, Plane]:
     """The middle twice as large, less and less so to the rim: a change of shape that no straight map makes."""
-    return bent(image, lambda x, y: (x * near(x, y), y * near(x, y)))
+    near = 1 - 0.5 * (1 - np.hypot(x, y)).clip(0)
+    return x * near, y * near
 
 
-def near(x: Plane, y: Plane) -> Plane:
-    return 1 - 0.5 * (1 - np.hypot(x, y)).clip(0)
-
-
-def swirl(image: Image.Image) -> Image.Image:
+def swirl(x: Plane, y: Plane) -> tuple[Plane, Plane]:
     """The middle turned by 46°, less and less so to the rim."""
-
-    def place(x: Plane, y: Plane) -> tuple[Plane, Plane]:
-        angle = 0.8 * (1 - np.hypot(x, y)).clip(0)
-        return x * np.cos(angle) - y * np.sin(angle), x * np.sin(angle) + y * np.cos(angle)
-
-    return bent(image, place)
+    angle = 0.8 * (1 - np.hypot(x, y)).clip(0)
+    return x * np.cos(angle) - y * np.sin(angle), x * np.sin(angle) + y * np.cos(angle)
 
 
 def hues(image: Image.Image) -> Image.Image:
@@ -116,7 +110,13 @@ def main() -> None:
     media = sorted((m for m in discover([args.folder]) if m.kind == "image"), key=lambda m: m.path)
     rng, order = np.random.default_rng(0), np.random.default_rng(0).permutation(len(media))
     tests = len(media) // 6 if args.windows else TESTS
-    small: dict[str, Edit] = {"badge": badge, "slant": slant, "lens": lens, "swirl": swirl, "hues": hues}
+    small: dict[str, Edit] = {
+        "badge": badge,
+        "slant": slant,
+        "lens": partial(bent, place=lens),
+        "swirl": partial(bent, place=swirl),
+        "hues": hues,
+    }
     edits = {"dusk": dusk, "paint": paint} if args.windows else small
     test, rest = order[:tests], order[tests:]
     for parts, numbers in ((("train0",), rest[::2]), (("train1",), rest[1::2]), (("test0", "test1"), test)):

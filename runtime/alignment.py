@@ -116,9 +116,8 @@ def _pieces(a: Alignment, width: int, height: int) -> Iterator[_Piece]:
         x, y = x * half + width / 2, y * half + height / 2
         corners = [float(n) for i, k in ((0, 0), (1, 0), (1, 1), (0, 1)) for n in (x[i, k], y[i, k])]
         x, y = (_between(ends, right - left, bottom - top) for ends in (x, y))
-        beside = np.nonzero(
-            (x < _RIM) | (x > width - _RIM) | (y < _RIM) | (y > height - _RIM)
-        )  # where Pillow gives black
+        black = (x < _RIM) | (x > width - _RIM) | (y < _RIM) | (y > height - _RIM)  # what Pillow finds nothing for
+        beside = np.nonzero(black)
         nearest = y[beside].clip(0, height - 1).astype(int), x[beside].clip(0, width - 1).astype(int)
         yield _Piece(top, bottom, left, right, corners, (beside[0], beside[1]), nearest)
 

@@ -12,14 +12,13 @@ from functools import partial
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy.optimize import minimize
 from torch import Tensor
 
 from ..runtime.alignment import IDENTITY, Alignment, sensible
 from ..runtime.pixels import to_float
 from . import bending
-from .bending import EDGES, moved
+from .bending import EDGES, cosines, moved
 from .domains import Domain
 from .embedders import hog
 
@@ -93,9 +92,7 @@ def unlikeness(x0: Tensor, x1: Tensor) -> Callable[[Sequence[float]], float]:
     edges1 = hog(x1)[:, :EDGES]
 
     def unlike(a: Sequence[float]) -> float:
-        edges0 = hog(moved(x0, a))[:, :EDGES]
-        both = (edges0.mean(dim=0) + edges1.mean(dim=0)) / 2
-        cosine = F.normalize(edges0 - both) @ F.normalize(edges1 - both).T
+        cosine = cosines(hog(moved(x0, a))[:, :EDGES], edges1)
         return 1 - float(cosine.amax(dim=0).mean() + cosine.amax(dim=1).mean()) / 2
 
     return unlike

@@ -33,11 +33,11 @@ BATCH = 128
 def bent(x0: Tensor, x1: Tensor, a: Alignment, unlike: Callable[[Sequence[float]], float]) -> tuple[Alignment, float]:
     """`a` with a mesh, by which pictures x0 [N, 3, SIZE, SIZE] are more like their nearest of x1, and the share of
     what they lack by `a` in likeness (`unlike`) that it makes up for; `a` itself where that is nothing."""
-    edges1, mesh = _edges(x1), torch.zeros(1, 2, MESH, MESH)
+    edges1, hog1, mesh = _edges(x1), hog(x1)[:, :EDGES], torch.zeros(1, 2, MESH, MESH)
     best, least = a, (first := unlike(a))
     for _ in range(ROUNDS):
         there = moved(x0, best)
-        near, cosine = _nearest(there, x1)
+        cosine, near = cosines(hog(there)[:, :EDGES], hog1).max(dim=1)
         some = cosine.topk(len(x0) // 2).indices  # of others nothing is learned
         found = [_onto(edges1[near[part]], _edges(there[part])) for part in some.split(BATCH)]
         step = torch.cat(found).median(dim=0, keepdim=True).values
@@ -49,12 +49,10 @@ def bent(x0: Tensor, x1: Tensor, a: Alignment, unlike: Callable[[Sequence[float]
     return best, 1 - least / first
 
 
-def _nearest(x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:
-    """For each picture which of the others has the likest edges, and their cosine."""
-    e0, e1 = (hog(x)[:, :EDGES] for x in (x0, x1))
+def cosines(e0: Tensor, e1: Tensor) -> Tensor:
+    """How alike edges of two domains are, less what all have in common: [N0, D] and [N1, D] → [N0, N1]."""
     both = (e0.mean(dim=0) + e1.mean(dim=0)) / 2
-    cosine, near = (F.normalize(e0 - both) @ F.normalize(e1 - both).T).max(dim=1)
-    return near, cosine
+    return F.normalize(e0 - both) @ F.normalize(e1 - both).T
 
 
 def _edges(x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ export class Flow {
   constructor(manifest, run) {
     this.manifest = manifest;
     this.run = run;
+    this.back = manifest.alignment && inverse(manifest.alignment);
   }
 
   /** Translate a picture of any size at its own size; `onStep(k)` may throw to stop. */
@@ -17,7 +18,7 @@ export class Flow {
     const x = toFloat(picture, this.manifest.multiple);
     const z = this.manifest.latent ? await this.run("encoder", { x }) : x;
     const made = await this.#follow(z, steps, reverse, picture, onStep);
-    return alignment && reverse ? moved(made, inverse(alignment)) : made;
+    return alignment && reverse ? moved(made, this.back) : made;
   }
 
   /** Picture `number` of a seed, the one that `rfp generate` makes. */
