@@ -16,6 +16,7 @@ from rfp.cli.train_report import reporter
 from rfp.export.bundle import export_bundle
 from rfp.runtime import FlowOptions, translate
 from rfp.runtime.discovery import discover
+from rfp.runtime.manifest import Manifest
 from rfp.runtime.media import read_image
 from rfp.runtime.metrics import l1, psnr, ssim, texture_energy
 from rfp.runtime.pixels import Uint8
@@ -59,7 +60,8 @@ def main() -> None:
     gallery(rows, ["input", "ours", "truth"], out / "gallery.png", scale=2)
     print("| | PSNR (dB) | L1 | SSIM | texture energy |\n| --- | --- | --- | --- | --- |")
     print(row("untouched input", columns[0], columns[2]))
-    print(row(f"ours, {config.num_inference_steps} steps", columns[1], columns[2]))
+    steps = Manifest.from_json((out / "bundle" / "rfp.json").read_text()).default_steps  # one where a critic ended it
+    print(row(f"ours, {steps} steps", columns[1], columns[2]))
     print(f"\n{len(columns[0])} test pictures; trained for {seconds:.0f} s on {config.train_images:,} pairs")
 
 
