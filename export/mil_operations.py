@@ -143,6 +143,20 @@ def _upsample(a: Inputs) -> Tensor:
     return F.interpolate(a["x"], scale_factor=factors, mode="nearest")
 
 
+def _pad(a: Inputs) -> Tensor:
+    """MIL counts from the first of the padded axes on, torch from the last one back."""
+    pairs = a["pad"].reshape(-1, 2).flip(0)
+    match a.get("mode", "constant"):
+        case "constant":
+            return F.pad(a["x"], pairs.flatten().tolist(), value=float(a.get("constant_val", 0)))
+        case "replicate":
+            if pairs[2:].any():
+                raise NotImplementedError(f"pad with mode replicate of {len(pairs)} axes")
+            return F.pad(a["x"], pairs[:2].flatten().tolist(), mode="replicate")
+        case mode:
+            raise NotImplementedError(f"pad with mode {mode}")
+
+
 OPERATIONS: dict[str, Callable[[Inputs], Any]] = {
     "add": _binary(operator.add),
     "sub": _binary(operator.sub),
@@ -183,6 +197,7 @@ OPERATIONS: dict[str, Callable[[Inputs], Any]] = {
     "pixel_shuffle": lambda a: F.pixel_shuffle(a["x"], a["upscale_factor"]),
     "pixel_unshuffle": lambda a: F.pixel_unshuffle(a["x"], a["downscale_factor"]),
     "upsample_nearest_neighbor": _upsample,
+    "pad": _pad,
 }
 
 ON_THE_WAY: dict[str, Callable[[Inputs], Tensor]] = {"layer_norm": _deviations_squared}

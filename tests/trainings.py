@@ -47,6 +47,7 @@ TINY: dict[str, Any] = {
         "num_res_blocks": 1,
         "coordinates": True,
         "input_gain": "matrix",
+        "seamless": True,
     },
     "saliency_net": {"type": "ConvSaliencyNet", "channels": [8, 8], "latent_channels": 8},
 }

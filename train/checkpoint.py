@@ -165,6 +165,7 @@ def load(path: Path) -> Checkpoint:
         net = about["config"]["velocity_net"]
         if net["type"] == "UNet":
             net.setdefault("coordinates", False)  # checkpoints from before there were any do not say
+            net.setdefault("seamless", False)
             gain = net.setdefault("input_gain", False)
             net["input_gain"] = {False: "none", True: "diagonal"}.get(gain, gain)  # once it was one or the other
         return Checkpoint(

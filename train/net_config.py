@@ -54,7 +54,12 @@ class UNetConfig(Strict):
         description="Channels of a last block of whole pixels, after the patches and beside x itself: without it what "
         "patches disagree about shows as a grid. For `patch_size` 2 or 4; 0: none.",
     )
-
+    seamless: bool | None = Field(
+        None,
+        description="No lines where a picture ends or where patches meet: what is beyond the border looks to the first "
+        "level as the border does and not as zeros, and with `fine_channels` each pixel is made of the patches around "
+        "it and not by channels of its own. `null`: so, unless the net that it goes on from is not.",
+    )
     coordinates: bool | None = Field(
         None,
         description="Show the net where each pixel lies in its picture, in training in the picture that the crop is "

@@ -292,7 +292,8 @@ def resolved(
     That keeps pairs from being learned by heart, `dropout` and fewer `train_images`, and from being averaged,
     `flow_loss_huber`: pairs of noise are never the same, and pairs by name are right, so of these only what the config
     says itself. And what a UNet leaves open: as the net has it that the first `weights` are of, else `coordinates`
-    where crops are `small`, and `input_gain`; likewise the `optimizer` and the `alignment`, which is else measured.
+    where crops are `small`, `input_gain` and `seamless`; likewise the `optimizer` and the `alignment`, which is else
+    measured.
     """
     if config.adversarial_weight is None:
         config = config.model_copy(update=_critic(config, domain0, domain1, weights, note))
@@ -333,7 +334,7 @@ def resolved(
         theirs = weights and weights.config.velocity_net
         if not isinstance(theirs, UNetConfig):
             seen = net.coordinates is None and small(config, domain0, domain1)
-            theirs = UNetConfig(coordinates=seen, input_gain="matrix")
+            theirs = UNetConfig(coordinates=seen, input_gain="matrix", seamless=True)
         changes["velocity_net"] = net.settled(theirs)
     return config.model_copy(update=changes)
 

@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,10 @@ def whole(x: Tensor) -> Tensor:
     shorter = torch.minimum(rows[-1:], columns[-1:]) + 0.5  # a tensor: exporters would freeze the min of two sizes
     rows, columns = (((2 * a - a[-1:] - 0.5) / shorter).clamp(-1, 1) for a in (rows, columns))
     return torch.stack(torch.meshgrid(rows, columns, indexing="ij"))[None]
+
+
+Beyond = Literal["zeros", "replicate"]
+"""What a convolution sees beyond the border."""
 
 
 class GroupNorm32(nn.GroupNorm):
@@ -59,14 +64,14 @@ def zero(module: nn.Conv2d) -> nn.Conv2d:
 class ResBlock(nn.Module):
     """x [B, C, H, W], time features [B, E] → [B, C', H, W]; time enters by FiLM (Perez et al. 2018)."""
 
-    def __init__(self, config: UNetConfig, c_in: int, c_out: int, emb: int, dropout: float) -> None:
+    def __init__(self, config: UNetConfig, c_in: int, c_out: int, emb: int, dropout: float, beyond: Beyond) -> None:
         super().__init__()
         self.dropout = dropout
         self.norm1, self.act = norm(config, c_in), activation(config)
-        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1, padding_mode=beyond)
         self.film = nn.Linear(emb, 2 * c_out)
         self.norm2 = norm(config, c_out)
-        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1, padding_mode=beyond)
         if config.zero_res_blocks:
             zero(self.conv2)
         self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
@@ -106,9 +111,11 @@ class Attention(nn.Module):
 class Level(nn.Module):
     """One residual block, with attention where the config asks for it."""
 
-    def __init__(self, config: UNetConfig, emb: int, dropout: float, c_in: int, c_out: int, attention: bool) -> None:
+    def __init__(
+        self, config: UNetConfig, emb: int, dropout: float, c_in: int, c_out: int, attention: bool, beyond: Beyond
+    ) -> None:
         super().__init__()
-        self.res = ResBlock(config, c_in, c_out, emb, dropout)
+        self.res = ResBlock(config, c_in, c_out, emb, dropout, beyond)
         self.attention = Attention(config, c_out) if attention else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
@@ -121,12 +128,15 @@ class UNet(nn.Module):
 
     H and W must be multiples of `config.multiple`. A new net returns exactly 0 (zero-initialised output). In training
     the share `dropout` of what each residual block adds up last is left out, as in Ho et al. 2020 (arXiv:2006.11239).
-    With `fine_channels` a block of whole pixels ends it, which sees x beside what the patches gave. With `coordinates`
-    it sees where each pixel lies (Liu et al. 2018, arXiv:1807.03247): `place` [B, 2, H, W] in [-1, 1] for crops, as
-    conditioning on augmentations keeps them from leaking (Karras et al. 2022, arXiv:2206.00364, section 5), and
-    `whole` where nothing is said. With `input_gain` v = y + A·x, A made beside y, for each pixel a matrix or its
-    diagonal: to cover a place y need not hold a copy of what is there (as Pumarola et al. 2018, arXiv:1807.09251,
-    equation 1), and a change of colours keeps what they are of (Gharbi et al. 2017, arXiv:1707.02880, section 3.4).
+    With `fine_channels` a block of whole pixels ends it, which sees x beside what the patches gave. `seamless`: to the
+    first level's convolutions what is beyond the border is as at it, where deeper ones see zeros, and so where it is
+    (Islam et al. 2020, arXiv:2001.08248); and from patches to whole pixels the way is that from level to level, copies
+    and a convolution (Odena et al. 2016, https://doi.org/10.23915/distill.00003). With `coordinates` it sees where each
+    pixel lies (Liu et al. 2018, arXiv:1807.03247): `place` [B, 2, H, W] in [-1, 1] for crops, as conditioning on
+    augmentations keeps them from leaking (Karras et al. 2022, arXiv:2206.00364, section 5), and `whole` where nothing
+    is said. With `input_gain` v = y + A·x, A made beside y, for each pixel a matrix or its diagonal: to cover a place y
+    need not hold a copy of what is there (as Pumarola et al. 2018, arXiv:1807.09251, equation 1), and a change of
+    colours keeps what they are of (Gharbi et al. 2017, arXiv:1707.02880, section 3.4).
     """
 
     def __init__(self, config: UNetConfig, channels: int, dropout: float = 0.0) -> None:
@@ -137,42 +147,48 @@ class UNet(nn.Module):
         attends = [p * 2**level in config.attention_resolutions for level in range(len(widths))]
         emb = 4 * base
         block = partial(Level, config, emb, dropout)
+        beyond: Beyond = "replicate" if config.seamless else "zeros"
+        fine = partial(nn.Conv2d, kernel_size=3, padding=1, padding_mode=beyond)
+        borders: list[Beyond] = ["zeros" if level else beyond for level in range(len(widths))]
         self.time = nn.Sequential(
             nn.Linear(2 * (base // 2), emb), activation(config), nn.Linear(emb, emb), activation(config)
         )
-        self.patch, self.unpatch = nn.PixelUnshuffle(p), nn.PixelShuffle(p)
-        self.stem = nn.Conv2d((channels + (2 if config.coordinates else 0)) * p * p, base, 3, padding=1)
+        self.patch = nn.PixelUnshuffle(p)
+        self.stem = fine((channels + (2 if config.coordinates else 0)) * p * p, base)
 
         self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
         c, skips = base, []
         for level, width in enumerate(widths):
             blocks = nn.ModuleList()
             for _ in range(config.num_res_blocks):
-                blocks.append(block(c, width, attends[level]))
+                blocks.append(block(c, width, attends[level], borders[level]))
                 c = width
                 skips.append(c)
             self.down.append(blocks)
-            last = level == len(widths) - 1
-            self.shrink.append(nn.Identity() if last else nn.Conv2d(c, c, 3, stride=2, padding=1))
+            deepest = level == len(widths) - 1
+            self.shrink.append(nn.Identity() if deepest else nn.Conv2d(c, c, 3, stride=2, padding=1))
 
-        self.mid = nn.ModuleList([block(c, c, attends[-1]), block(c, c, False)])
+        self.mid = nn.ModuleList([block(c, c, attends[-1], "zeros"), block(c, c, False, "zeros")])
 
         self.up, self.grow = nn.ModuleList(), nn.ModuleList()
         for level, width in reversed(list(enumerate(widths))):
             blocks = nn.ModuleList()
             for _ in range(config.num_res_blocks):
-                blocks.append(block(c + skips.pop(), width, attends[level]))
+                blocks.append(block(c + skips.pop(), width, attends[level], borders[level]))
                 c = width
             self.up.append(blocks)
             self.grow.append(nn.Conv2d(c, c, 3, padding=1) if level else nn.Identity())
 
         columns = {"diagonal": 1, "matrix": channels}.get(config.input_gain or "none", 0)
         f, made = config.fine_channels, channels * (1 + columns)
-        folded = nn.Conv2d(c, (f or made) * p * p, 3, padding=1)
-        self.head = nn.Sequential(norm(config, c), activation(config), folded if f else zero(folded))
+        smooth = bool(f and config.seamless)
+        self.unpatch = nn.Identity() if smooth else nn.PixelShuffle(p)
+        finer = [nn.Upsample(scale_factor=p)] if smooth else []
+        last = fine(c, f if smooth else (f or made) * p * p)
+        self.head = nn.Sequential(norm(config, c), activation(config), *finer, last if f else zero(last))
         if f:
-            self.fine_stem, self.fine = nn.Conv2d(channels, f, 3, padding=1), ResBlock(config, 2 * f, f, emb, dropout)
-            self.fine_head = nn.Sequential(norm(config, f), activation(config), zero(nn.Conv2d(f, made, 3, padding=1)))
+            self.fine_stem, self.fine = fine(channels, f), ResBlock(config, 2 * f, f, emb, dropout, beyond)
+            self.fine_head = nn.Sequential(norm(config, f), activation(config), zero(fine(f, made)))
 
     def forward(self, x: Tensor, t: Tensor, place: Tensor | None = None) -> Tensor:
         emb = self.time(timestep_embedding(t, 2 * (self.config.model_channels // 2)).to(x.dtype))

@@ -32,6 +32,7 @@ Model_pb2 = pytest.importorskip("coremltools.proto.Model_pb2", reason="pip insta
 ATTENTION = TINY["velocity_net"] | {"attention_resolutions": [2], "num_attention_heads": 4}
 DIT = {"type": "DiT", "patch_size": 2, "hidden_size": 16, "depth": 1, "num_attention_heads": 2}
 SMALL = {"type": "UNet", "model_channels": 8, "ch_mult": [1], "num_res_blocks": 1}
+FINE = SMALL | {"patch_size": 2, "fine_channels": 4, "seamless": True}
 SQUARE = Sizes(((16, 16),))
 pytestmark = pytest.mark.skipif(sys.platform == "darwin", reason="on a Mac Core ML itself is asked")
 
@@ -163,6 +164,15 @@ def test_a_dit_takes_all_sizes_between_two(tmp_path):
     source, graphs = made(run, tmp_path / "p", Sizes(((16, 16),), (8, 32)), between=(8, 32))
     assert set(Program(tmp_path / "p" / "velocity.fp32.mlpackage").operations) >= DYNAMIC - {"slice_by_size"}
     assert source.sizes == ((16, 16), (8, 8), (16, 18))
+    found = parity(source, graphs)
+    assert found.psnr >= 80 and found.cases == 8
+
+
+@pytest.mark.extra
+def test_a_seamless_net_takes_all_sizes_between_two(tmp_path):
+    run = write_run(tmp_path / "run", velocity_net=FINE)
+    source, graphs = made(run, tmp_path / "p", Sizes(((16, 16),), (8, 32)), between=(8, 32))
+    assert "pad" in Program(tmp_path / "p" / "velocity.fp32.mlpackage").operations
     found = parity(source, graphs)
     assert found.psnr >= 80 and found.cases == 8
 

@@ -71,9 +71,10 @@ def test_the_graph_is_the_averaged_net_at_any_batch_height_and_width(run, bundle
 
 
 FOLDED = TINY["velocity_net"] | {"patch_size": 2, "activation": "GELU"}
+OLDER = FOLDED | {"fine_channels": 4, "seamless": False}
 
 
-@pytest.mark.parametrize("net", [ATTENTION, FOLDED, FOLDED | {"fine_channels": 4}, DIT])
+@pytest.mark.parametrize("net", [ATTENTION, FOLDED, FOLDED | {"fine_channels": 4}, OLDER, DIT])
 def test_other_nets_export_and_pass_their_proof(tmp_path, net):
     (outcome,) = export_bundle(write_run(tmp_path / "run", velocity_net=net), tmp_path / "b")
     assert outcome.parity.psnr >= 80 and outcome.parity.cases == 6

@@ -80,6 +80,8 @@ class Everything(nn.Module):
             "pixel_shuffle": F.pixel_shuffle(x, 2) + 1,
             "pixel_unshuffle": F.pixel_unshuffle(x, 4) + 1,
             "upsample": F.interpolate(x, scale_factor=2.0, mode="nearest") + 1,
+            "pad replicate": F.pad(x, (1, 2, 3, 0), mode="replicate") + 1,
+            "pad constant": F.pad(x, (1, 2, 3, 0, 0, 1), value=0.5) + 1,
         }
 
 

@@ -56,6 +56,7 @@ def test_a_checkpoint_may_be_read_by_whom_the_umask_lets(made):
         ("input_gain", None, "none"),
         ("input_gain", False, "none"),
         ("input_gain", True, "diagonal"),
+        ("seamless", None, False),
     ],
 )
 def test_checkpoints_from_before_there_was_a_key_or_its_value_keep_their_net(made, key, said, value):

@@ -277,6 +277,19 @@ def test_a_net_sees_coordinates_where_crops_are_small_or_its_weights_do(work, tm
     assert ckpt.load(ckpt.find(tmp_path / "on")).config.velocity_net.coordinates
 
 
+def test_a_net_is_seamless_unless_told_or_its_weights_are_not(work):
+    domains = [open_domain([work / name], 16, 1 << 20) for name in ("dark", "bright")]
+    nets = {v: TINY["velocity_net"] | {"seamless": v} for v in (None, False, True)}
+    assert [resolved(tiny(velocity_net=n), *domains).velocity_net.seamless for n in nets.values()] == [
+        True,
+        False,
+        True,
+    ]
+    for value in (False, True):
+        weights = SimpleNamespace(config=tiny(velocity_net=nets[value]))
+        assert resolved(tiny(velocity_net=nets[None]), *domains, weights).velocity_net.seamless == value
+
+
 def test_a_net_has_input_gain_unless_told_or_its_weights_have_none(work):
     domains = [open_domain([work / name], 16, 1 << 20) for name in ("dark", "bright")]
     nets = {v: TINY["velocity_net"] | {"input_gain": v} for v in (None, "none", "diagonal", "matrix")}

@@ -120,6 +120,7 @@ def test_time_scales_and_shifts_each_channel():
         ("coordinates", True),
         ("input_gain", "diagonal"),
         ("input_gain", "matrix"),
+        ("seamless", True),
     ],
 )
 def test_every_key_changes_the_net(key, value):
@@ -145,6 +146,30 @@ def test_fine_channels_see_each_pixel_where_it_is():
     moved = (v(here, T) - v(there, T)).abs().sum(dim=(0, 1)) > 0
     rows, columns = (moved.any(dim=d).nonzero().flatten().tolist() for d in (1, 0))
     assert rows == list(range(3, 12)) and columns == list(range(4, 13))
+
+
+def even(v, side):
+    """What a net makes of a picture that is the same everywhere: [3, side, side]."""
+    return v(torch.full((1, 3, side, side), 0.3), T[:1])[0]
+
+
+@pytest.mark.parametrize("changes", [{}, {"patch_size": 2}, FINE, FINE | GAIN])
+def test_the_first_level_of_a_seamless_net_draws_no_frame(changes):
+    """With what comes from below silent, nothing but the first level can: an even picture stays even to its edge."""
+    for seamless in (True, False):
+        v = net(seamless=seamless, **changes)
+        for w in v.grow[0].parameters():
+            w.zero_()
+        out, p = even(v, 16), v.config.patch_size
+        blocks = out.reshape(3, 16 // p, p, 16 // p, p)
+        assert torch.allclose(blocks, blocks[:, :1, :, :1], atol=1e-4) == seamless
+
+
+def test_between_patches_a_seamless_net_draws_no_grid():
+    """Far from the border of an even picture, where nothing but the way from patches to pixels can."""
+    for seamless in (True, False):
+        out = even(net(seamless=seamless, **FINE), 128)[:, 60:68, 60:68]
+        assert torch.allclose(out, out[:, :1, :1], atol=1e-4) == seamless
 
 
 @pytest.mark.parametrize("changes", [{}, {"patch_size": 2}, FINE])
