@@ -19,6 +19,8 @@ WITH_FEATURES = ("mobilenet_v2", "efficientnet_b0", "convnext_tiny", "vgg16")
 LITE = "efficientnet_lite0"
 NAMES = (*WITH_FEATURES, *RESNETS, LITE)
 HALF = (0.5, 0.5, 0.5)
+AT_ONCE = 4
+"""Pictures that a CPU sees at once: what layers make of more does not stay in its cache."""
 
 
 def load_features(name: str, device: str = "auto") -> FeatureNet:
@@ -46,7 +48,9 @@ def load_features(name: str, device: str = "auto") -> FeatureNet:
 
     @torch.no_grad()
     def maps(x: Float) -> Float:
-        out: Float = net(torch.from_numpy(x).to(where)).float().cpu().numpy()
+        parts = torch.from_numpy(x).split(AT_ONCE if where.type == "cpu" else max(len(x), 1))
+        made = [net(part.to(where).contiguous(memory_format=torch.channels_last)) for part in parts]
+        out: Float = torch.cat(made).float().cpu().numpy()
         return out
 
     return FeatureNet(recognised, 224, maps, mean, std)
