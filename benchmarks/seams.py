@@ -2,8 +2,9 @@
 
     python benchmarks/seams.py TRANSLATED TRUTH
 
-Compares the pictures of two folders by their names, all of one size. *Frame*: how far the error, in mean along a side,
-jumps at the outermost pixels (root mean square of its second difference), over the same a quarter of the side inside.
+Compares the pictures of two folders, of the same names and all of one size. *Frame*: how far the error, in mean along
+a side, jumps at the outermost pixels (root mean square of its second difference), over the same a quarter of the side
+inside.
 *Grid*: what power the error has at the finest frequency over that a little below it, across columns and across rows;
 without a grid it falls towards there as pictures do, below 1.
 """
@@ -12,8 +13,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from rfp.runtime.discovery import discover
-from rfp.runtime.media import read_image
+from paired import pictures
 
 
 def main() -> None:
@@ -21,11 +21,7 @@ def main() -> None:
     parser.add_argument("translated", type=Path)
     parser.add_argument("truth", type=Path)
     args = parser.parse_args()
-    ours, theirs = (
-        {m.relative.stem: read_image(m).convert("RGB") for m in discover([folder])}
-        for folder in (args.translated, args.truth)
-    )
-    errors = np.stack([np.asarray(ours[k], np.float32) - np.asarray(theirs[k], np.float32) for k in sorted(theirs)])
+    errors = pictures(args.translated).astype(np.float32) - pictures(args.truth)
     n = errors.shape[1]
 
     middle, grey = slice(n // 4, 3 * n // 4), errors.mean(axis=3)

@@ -18,7 +18,6 @@ GRID = 4
 METADATA_KEY = "rfp_features"
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DIRECTIONS = 8
-_BATCH = 32
 _YCBCR = np.array([[0.299, 0.587, 0.114], [-0.169, -0.331, 0.5], [0.5, -0.419, -0.081]], np.float32).T
 
 
@@ -27,7 +26,7 @@ class FeatureNet:
     """A network that sees RGB pictures of `size` × `size` px, (x/255 − mean)/std.
 
     `maps` takes float32 [B, 3, size, size] and gives float32 [B, C, h, w], or vectors [B, D], which say
-    nothing of places.
+    nothing of places. `at_once` pictures are given to it.
     """
 
     name: str
@@ -35,6 +34,7 @@ class FeatureNet:
     maps: Callable[[Float], Float]
     mean: tuple[float, float, float] = IMAGENET[0]
     std: tuple[float, float, float] = IMAGENET[1]
+    at_once: int = 32
 
     def see(self, picture: Uint8) -> Float:
         """uint8 [H, W, 3] → float32 [3, size, size], resized bicubically with antialiasing, not rounded."""
@@ -56,8 +56,9 @@ class Seen(NamedTuple):
 def describe(net: FeatureNet | None, pictures: Uint8, on_progress: Callable[[int], None] = lambda count: None) -> Seen:
     """Features of uint8 [N, H, W, 3]; without a network those of `statistics`. `on_progress` counts pictures."""
     vectors, grids = [], []
-    for i in range(0, len(pictures), _BATCH):
-        batch = pictures[i : i + _BATCH]
+    count = net.at_once if net else FeatureNet.at_once
+    for i in range(0, len(pictures), count):
+        batch = pictures[i : i + count]
         if net is None:
             vectors.append(np.stack([statistics(picture) for picture in batch]))
         else:

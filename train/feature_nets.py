@@ -19,8 +19,8 @@ WITH_FEATURES = ("mobilenet_v2", "efficientnet_b0", "convnext_tiny", "vgg16")
 LITE = "efficientnet_lite0"
 NAMES = (*WITH_FEATURES, *RESNETS, LITE)
 HALF = (0.5, 0.5, 0.5)
-AT_ONCE = 4
-"""Pictures that a CPU sees at once: what layers make of more does not stay in its cache."""
+ON_A_CPU = 4
+"""Pictures at once there: what layers make of more does not stay in its cache."""
 
 
 def load_features(name: str, device: str = "auto") -> FeatureNet:
@@ -48,12 +48,11 @@ def load_features(name: str, device: str = "auto") -> FeatureNet:
 
     @torch.no_grad()
     def maps(x: Float) -> Float:
-        parts = torch.from_numpy(x).split(AT_ONCE if where.type == "cpu" else max(len(x), 1))
-        made = [net(part.to(where).contiguous(memory_format=torch.channels_last)) for part in parts]
-        out: Float = torch.cat(made).float().cpu().numpy()
+        seen = torch.from_numpy(x).to(where).contiguous(memory_format=torch.channels_last)
+        out: Float = net(seen).float().cpu().numpy()
         return out
 
-    return FeatureNet(recognised, 224, maps, mean, std)
+    return FeatureNet(recognised, 224, maps, mean, std, ON_A_CPU if where.type == "cpu" else FeatureNet.at_once)
 
 
 def _is_checkpoint(path: Path) -> bool:
