@@ -37,15 +37,16 @@ class RFPix2pixModel(Strict):
     schema_: str | None = Field(None, alias="$schema", description="For editors; ignored.", exclude=True)
     max_size: Positive = Field(128, description="Side of the square training crops, pixels.")
     sample_batch_size: Positive = Field(8, description="Pictures in each sample grid.")
-    train_batch_size: Positive = Field(32, description="Pairs per optimiser step, all processes together.")
+    train_batch_size: Positive = Field(16, description="Pairs per optimiser step, all processes together.")
     train_minibatch_size: Positive = Field(16, description="Pairs in a process's memory at once; gradients add up.")
     train_images: Positive = Field(2_000_000, description="Pairs to train the velocity on, if `max_epochs` allows.")
     max_epochs: Positive | None = Field(
         None,
         description="Times that each picture of the larger domain is drawn, at most: with few pictures a training ends "
-        "before it knows their partners by heart; as often again, at most, by a critic. `null` is 75, or 500 steps if "
-        "that is longer, 4,000 of a critic; from noise and for pairs by name no bound but `train_images`. "
-        "`warmup_images` is then a tenth of that at most.",
+        "before it knows their partners by heart; as often again, at most, by a critic. `null` is 12; of few "
+        "pictures more, up to 75 for 1,000 steps, and what 500 steps take; of a critic 75, or 4,000 steps if that is "
+        "more; from noise and for pairs by name no bound but `train_images`. `warmup_images` is then a tenth of that "
+        "at most.",
     )
     optimizer: Literal["muon", "adamw"] | None = Field(
         None,
@@ -53,12 +54,12 @@ class RFPix2pixModel(Strict):
         "directions are as large, what is left AdamW's. `null`: `muon`, or what a run that goes on began with.",
     )
     learning_rate: Annotated[float, Field(gt=0)] = Field(
-        2e-4, description="Of the velocity net; Muon's steps are given the size that AdamW's have by the same rate."
+        1e-3, description="Of the velocity net; Muon's steps are given the size that AdamW's have by the same rate."
     )
     learning_rate_schedule: Literal["constant", "cosine"] = Field(
         "cosine", description="`cosine` falls to 1 % of the rate by the last step."
     )
-    warmup_images: Annotated[int, Field(ge=0)] = Field(10_000, description="Pairs over which the rate rises from 0.")
+    warmup_images: Annotated[int, Field(ge=0)] = Field(1_000, description="Pairs over which the rate rises from 0.")
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None,
         description="Share of the features inside each block of the velocity net that training leaves out, drawn anew "
@@ -72,7 +73,7 @@ class RFPix2pixModel(Strict):
     )
     num_inference_steps: Positive = Field(6, description="Euler steps of samples, and the exported default.")
     timestep_sampling: Literal["logit-normal", "uniform"] = Field(
-        "logit-normal", description="Distribution of t in training."
+        "uniform", description="Distribution of t in training."
     )
     timestep_uniform_fraction: Fraction = Field(
         0.1, description="Share of uniform t mixed into logit-normal, which by itself hardly sees t = 0."
@@ -227,8 +228,8 @@ class RFPix2pixModel(Strict):
     eval_features: str | None = Field(
         None, description="Feature network of that KID, as for `rfp evaluate --features`; statistics if null."
     )
-    sample_every: Positive = Field(1000, description="Steps between sample grids.")
-    checkpoint_every: Positive = Field(1000, description="Steps between checkpoints.")
+    sample_every: Positive = Field(500, description="Steps between sample grids.")
+    checkpoint_every: Positive = Field(500, description="Steps between checkpoints.")
     keep_checkpoints: Positive = Field(2, description="Newest checkpoints kept; older ones of the run are replaced.")
     cache_megabytes: Annotated[int, Field(ge=0)] = Field(
         1024, description="Memory for decoded pictures per domain; what does not fit is decoded again."

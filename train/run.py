@@ -43,8 +43,8 @@ from .sides import colourfulness
 
 STREAMS = {"saliency": 0, "velocity": 1, "codec": 2, "bridge": 3}
 """Each phase's draws, and those of bridge_noise, numbered by age: a new one leaves the others' as they were."""
-EPOCHS = 75
-"""After so many, pairs of neighbours, which are pictures of other things, are known by heart."""
+EPOCHS, MOST_EPOCHS = 12, 75
+"""So often is a picture drawn, and so often at most for `STEPS` or by a critic: more is learned by heart."""
 DROPOUT, MANY_EPOCHS = 0.3, 50
 """What is left out of the net in trainings of more epochs than that: shorter ones do not gain by it."""
 HUBER = 0.01
@@ -53,8 +53,8 @@ SMALL, LOOKED_AT = 0.75, 16
 """Crops of a smaller side than that, of the short side, in most of so many pictures of each domain, are `small`."""
 COLOURLESS, COLOURED = 0.02, 0.06
 """Colourfulness below which a domain has no colours, and from which it has: 0 is grey, 2 pure red, green or blue."""
-LEAST_STEPS = 500
-"""So many a net needs to learn anything, however few the pictures."""
+STEPS, LEAST_STEPS = 1000, 500
+"""So many a net needs to learn well, and to learn anything, however few the pictures."""
 CRITIC_STEPS = 4000
 """So many a critic may take, however few the pictures: after 3,750 it was still getting better."""
 
@@ -299,7 +299,9 @@ def resolved(
         config = config.model_copy(update=_critic(config, domain0, domain1, weights, note))
     free = isinstance(domain0, Noise) or config.pairs_by == "paired"
     n = max(len(d) for d in (domain0, domain1) if isinstance(d, Domain))
-    most, judged = (max(EPOCHS * n, steps * config.train_batch_size) for steps in (LEAST_STEPS, CRITIC_STEPS))
+    batch = config.train_batch_size
+    most = max(EPOCHS * n, min(STEPS * batch, MOST_EPOCHS * n), LEAST_STEPS * batch)
+    judged = max(MOST_EPOCHS * n, CRITIC_STEPS * batch)
     if config.max_epochs is not None:
         most = judged = config.max_epochs * n
     elif free:

@@ -20,7 +20,18 @@ from rfp.train.job import Job, config_of
 from rfp.train.net_config import ResNetSaliencyNet
 from rfp.train.noise import noise_domain
 from rfp.train.plan import plan
-from rfp.train.run import DROPOUT, EPOCHS, HUBER, LEAST_STEPS, MANY_EPOCHS, Interrupted, resolved, train
+from rfp.train.run import (
+    DROPOUT,
+    EPOCHS,
+    HUBER,
+    LEAST_STEPS,
+    MANY_EPOCHS,
+    MOST_EPOCHS,
+    STEPS,
+    Interrupted,
+    resolved,
+    train,
+)
 from rfp.train.unet import UNet
 from trainings import LATENT, TINY, Listener, assert_same, draw_domains, finish, job, tiny
 
@@ -222,6 +233,21 @@ def test_few_pictures_are_drawn_max_epochs_times_and_no_more(work, tmp_path):
     assert finish(Job(longer, *domains, tmp_path / "run", device="cpu")).steps[-1] == ("velocity", longer.steps)
 
 
+@pytest.mark.parametrize(
+    ("n", "batch", "pairs"),
+    [
+        (2, 5, 5 * LEAST_STEPS),  # 500 steps of 5, though each is drawn 1,250 times
+        (15, 1, STEPS),  # fewer than 75 times each
+        (90, 1, EPOCHS * 90),  # more than 1,000 steps
+        (90, 2, STEPS * 2),
+    ],
+)
+def test_a_training_is_as_long_as_its_pictures_allow(tmp_path, n, batch, pairs):
+    domains = [open_domain([folder], 16, 1 << 20) for folder in draw_domains(tmp_path, n, n // 2)]
+    config = tiny(train_images=10_000, train_batch_size=batch, train_minibatch_size=1)
+    assert resolved(config, *domains).train_images == pairs
+
+
 def test_only_pairs_of_neighbours_are_kept_from_being_learned_by_heart(work):
     domains = [open_domain([work / name], 16, 1 << 20) for name in ("dark", "bright")]
     noise, n = noise_domain(tiny(saliency_loss_weight=0), 0), max(map(len, domains))
@@ -231,7 +257,7 @@ def test_only_pairs_of_neighbours_are_kept_from_being_learned_by_heart(work):
         return found.train_images, found.dropout
 
     assert ends(train_batch_size=2, train_minibatch_size=1) == (LEAST_STEPS * 2, DROPOUT)
-    assert ends(train_batch_size=1, train_minibatch_size=1) == (max(EPOCHS * n, LEAST_STEPS), DROPOUT)
+    assert ends(train_batch_size=1, train_minibatch_size=1) == (min(MOST_EPOCHS * n, STEPS), DROPOUT)
     assert ends(max_epochs=MANY_EPOCHS) == (MANY_EPOCHS * n, 0)
     assert ends(max_epochs=MANY_EPOCHS + 1) == ((MANY_EPOCHS + 1) * n, DROPOUT)
     assert ends(max_epochs=10_000) == (10_000, DROPOUT)
