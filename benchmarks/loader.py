@@ -21,7 +21,7 @@ from rfp.train.muon import optimizers
 from rfp.train.reading import load_config
 from rfp.train.run import Run, Silence
 from rfp.train.velocity_net import build_velocity_net
-from rfp.train.velocity_phase import velocity_step
+from rfp.train.velocity_step import velocity_step
 
 
 def read(domains: tuple[Domain, Domain], batch: int, count: int) -> Iterator[float]:

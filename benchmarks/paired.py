@@ -22,7 +22,7 @@ from rfp.runtime.metrics import l1, psnr, ssim, texture_energy
 from rfp.runtime.pixels import Uint8
 from rfp.train.job import Job
 from rfp.train.reading import load_config
-from rfp.train.run import train
+from rfp.train.training import train
 
 
 def pictures(folder: Path) -> Uint8:

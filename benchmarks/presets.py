@@ -26,7 +26,7 @@ from rfp.train.config import RFPix2pixModel
 from rfp.train.job import Job
 from rfp.train.plan import memory, parameters
 from rfp.train.reading import load_config, presets
-from rfp.train.run import train
+from rfp.train.training import train
 from rfp.train.velocity_net import build_velocity_net
 
 GIB = 2**30

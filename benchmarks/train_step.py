@@ -2,7 +2,7 @@
 
     python benchmarks/train_step.py [--backbones resnet18 resnet34 resnet50] [--sizes 64 128] [--batch 4] [--repeats 3]
 
-Runs train/velocity_phase.py's own step with the preset tiny's velocity net, once as it is and once with `see` exchanged
+Runs train/velocity_step.py's own step with the preset tiny's velocity net, once as it is and once with `see` exchanged
 for the reference, in turn and in one process: read the ratios. Saved: bytes that autograd keeps for the backward pass
 of the saliency part, weights left out. Peak: how far one step raises the resident memory (Linux). The classifier's
 weights are random; that changes neither time nor memory.
@@ -23,7 +23,7 @@ from rfp.train.reading import load_config, validate
 from rfp.train.run import Run, Silence
 from rfp.train.saliency import build_saliency_net
 from rfp.train.velocity_net import build_velocity_net
-from rfp.train.velocity_phase import velocity_step
+from rfp.train.velocity_step import velocity_step
 from torch import Tensor
 
 FORWARD = loss.see

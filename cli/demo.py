@@ -33,7 +33,8 @@ def demo(
     from ..runtime import translate
     from ..train.job import Job
     from ..train.reading import load_config
-    from ..train.run import Interrupted, train
+    from ..train.run import Interrupted
+    from ..train.training import train
     from .demo_data import write_demo_data
     from .train_report import reporter
 

@@ -86,7 +86,8 @@ def _train(
 ) -> None:
     require_train()
     from ..train import ranks
-    from ..train.run import Interrupted, train
+    from ..train.run import Interrupted
+    from ..train.training import train
     from .train_report import reporter
 
     for name, value in (("steps", steps), ("pairs", pairs), ("images", images), ("making-steps", making_steps)):

@@ -96,7 +96,7 @@ def _train(job: "Job", dry_run: bool) -> list[str]:
     from ..train import ranks
     from ..train.plan import plan
     from ..train.run import Interrupted
-    from ..train.run import train as run
+    from ..train.training import train as run
     from .train_report import reporter
 
     with reporter() as report:

@@ -12,7 +12,7 @@ from rfp.train.codec import VAE, normalize
 from rfp.train.config import RFPix2pixModel
 from rfp.train.job import Job
 from rfp.train.reading import validate
-from rfp.train.run import train
+from rfp.train.training import train
 from rfp.train.velocity_net import build_velocity_net
 
 torch.set_num_threads(1)

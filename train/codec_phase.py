@@ -20,7 +20,7 @@ from .domains import Crop, Domain, Indices, hold_out
 from .noise import Noise
 from .perceptual import Perceptual, build_perceptual
 from .run import Interrupted, Run
-from .velocity_phase import average, learning_rate
+from .velocity_step import average, learning_rate
 
 JUDGED = 32
 """Held-out pictures per domain that are reconstructed to judge the codec, at most."""

@@ -27,9 +27,9 @@ class Ends(NamedTuple):
     forward: Tensor
     looks: Perceptual | None
 
-    def part(self, start: int, n: int) -> "Ends":
+    def part(self, i: slice) -> "Ends":
         """Those of a minibatch."""
-        return Ends(self.forward[start : start + n], self.looks)
+        return Ends(self.forward[i], self.looks)
 
 
 def perceptual(run: Run) -> Perceptual | None:

@@ -15,10 +15,11 @@ from .frame_cache import GIGABYTE, cache_folder
 from .job import Job
 from .net_config import ResNetSaliencyNet
 from .noise import Noise
+from .opening import open_run
 from .pairing import couple
 from .perceptual import build_perceptual
 from .re_pairing import turns
-from .run import Reporter, Run, open_run
+from .run import Reporter, Run
 from .saliency import build_saliency_net, resnet_weights
 from .velocity_net import build_velocity_net
 

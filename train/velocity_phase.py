@@ -1,27 +1,25 @@
 """Phase 2: the velocity field learns to follow x1 − x0, looked at through h."""
 
 import copy
-import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..runtime.pixels import Uint8, to_uint8
 from ..runtime.sheet import sheet
 from . import checkpoint as ckpt
 from . import ranks
-from .adversarial import BETAS, Critics
+from .adversarial import Critics
 from .codec import Codec, decode, encode
-from .codec_config import VAEConfig
 from .config import RFPix2pixModel
 from .coupling import Pair, batches, structure_pairs
-from .distill import Ends, distill_losses, goes_forward, perceptual
+from .distill import Ends, goes_forward, perceptual
 from .judging import judge
-from .loss import Features, Scales, losses, measure_scales, rough_noise
 from .muon import optimizers
 from .noise import Noise
 from .pairing import couple
@@ -31,9 +29,30 @@ from .saliency import SaliencyNet
 from .self_pairing import self_paired
 from .sides import mirrored
 from .velocity_net import VelocityNet, build_velocity_net, integrate_net
+from .velocity_step import average, optimizer_of, velocity_step
 
 WHOLE_FROM = 0.75
 """The share of the training after which all pictures are whole, as in use, whatever `crop_share`."""
+
+
+@dataclass
+class Learner:
+    """What phase 2 changes from step to step."""
+
+    v: VelocityNet
+    ema: VelocityNet
+    """v's averaged weights."""
+    critics: Critics | None
+    by: str
+    """Which of `optimizer`'s kinds `training` is."""
+    training: list[torch.optim.Optimizer]
+    step: int
+    near: ckpt.Tensors
+    """The neighbours of pairs made anew, once they were."""
+
+    def state(self) -> ckpt.Tensors:
+        """What going on needs beside the nets."""
+        return ckpt.optimizer_tensors(*self.training) | self.near | (self.critics.state() if self.critics else {})
 
 
 def train_velocity(run: Run, codec: Codec, saliency: SaliencyNet | None) -> None:
@@ -43,6 +62,36 @@ def train_velocity(run: Run, codec: Codec, saliency: SaliencyNet | None) -> None
         TrainingError: a loss is not finite.
         Interrupted: after saving.
     """
+    config, now = run.config, begun(run)
+    v, ema = now.v, now.ema
+    if now.step >= config.steps:
+        run.report.note(f"already trained: step {now.step} of {config.steps}")
+        return
+    if config.compile:
+        v.compile()  # in place: weights keep their names, and the average is never compiled
+    pairs, h, looks = couple(run, now.step), saliency.features if saliency else None, perceptual(run)
+    for pictures in coupled(run, codec, now, pairs):
+        x0, x1, place = encoded(run, codec, *pictures)
+        x0, x1 = self_paired(config, ema, x0, x1, place, now.step)
+        ends = Ends(goes_forward(run, pairs, now.step), looks) if config.distill_steps else None
+        judged = now.critics if now.step >= config.critic_from else None
+        if now.by != optimizer_of(config, now.step):
+            now.by = optimizer_of(config, now.step)
+            now.training = built(config, v, now.by)
+        figures = velocity_step(run, v, h, now.training, x0, x1, place, now.step, ends, judged)
+        average(ema, v, config.ema_decay, now.step)
+        now.step += 1
+        judgement = judge(run, codec, ema, now.step)
+        run.log("velocity", now.step, config.steps, figures | judgement, at_once=bool(judgement))
+        if now.step % config.sample_every == 0 or now.step == config.steps:
+            write_samples(run, codec, ema, now.step)
+        keep(run, now, codec, saliency, judgement)
+        if run.stop.is_set() and now.step < config.steps:
+            raise Interrupted
+
+
+def begun(run: Run) -> Learner:
+    """The nets and optimizers as the run's checkpoint or another run's part left them; else new ones."""
     config, resumed = run.config, run.resumed
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
@@ -65,60 +114,46 @@ def train_velocity(run: Run, codec: Codec, saliency: SaliencyNet | None) -> None
             if critics:
                 critics.restore(run.resumed_state)
             step, near = resumed.step, saved(run)
-    plan = config.learning_rate, config.weight_decay, config.train_batch_size, config.fused_adamw
-    training = optimizers(v, by, *plan)
+    training = built(config, v, by)
     ckpt.restore_optimizers(moments, *training)
-    if step >= config.steps:
-        run.report.note(f"already trained: step {step} of {config.steps}")
+    return Learner(v, ema, critics, by, training, step, near)
+
+
+def built(config: RFPix2pixModel, v: VelocityNet, by: str) -> list[torch.optim.Optimizer]:
+    """New optimizers of that kind for v."""
+    return optimizers(v, by, config.learning_rate, config.weight_decay, config.train_batch_size, config.fused_adamw)
+
+
+def encoded(run: Run, codec: Codec, x0: Tensor, x1: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A batch on the device, as what the codec makes of it; noise, which needs none, as it is."""
+    x0, x1, place = (x.to(run.device) for x in (x0, x1, place))
+    n = run.config.train_minibatch_size
+    z0 = x0 if isinstance(run.domain0, Noise) else encode(codec, x0, n)
+    z1 = encode(codec, x1, n)
+    return z0, z1, F.adaptive_avg_pool2d(place, (z1.shape[2], z1.shape[3]))  # of latents, what each stands for
+
+
+def keep(run: Run, now: Learner, codec: Codec, saliency: SaliencyNet | None, judgement: dict[str, float]) -> None:
+    """Write the checkpoints that are due after this step: the best yet, and what to go on from."""
+    due = run.stop.is_set() or now.step % run.config.checkpoint_every == 0 or now.step == run.config.steps
+    best = run.is_best(judgement)
+    if not due and not best:
         return
-    if config.compile:
-        v.compile()  # in place: weights keep their names, and the average is never compiled
-    pairs, h, looks = couple(run, step), saliency.features if saliency else None, perceptual(run)
-    for x0, x1, place in coupled(run, codec, ema, pairs, near, step):
-        x0, x1, place = (x.to(run.device) for x in (x0, x1, place))
-        z0 = x0 if isinstance(run.domain0, Noise) else encode(codec, x0, config.train_minibatch_size)
-        z1 = encode(codec, x1, config.train_minibatch_size)
-        place = F.adaptive_avg_pool2d(place, (z1.shape[2], z1.shape[3]))  # of latents, what each of them stands for
-        z0, z1 = self_paired(config, ema, z0, z1, place, step)
-        ends = Ends(goes_forward(run, pairs, step), looks) if config.distill_steps else None
-        judged = critics if step >= config.critic_from else None
-        if by != optimizer_of(config, step):
-            by = optimizer_of(config, step)
-            training = optimizers(v, by, *plan)
-        figures = velocity_step(run, v, h, training, z0, z1, place, step, ends, judged)
-        average(ema, v, config.ema_decay, step)
-        step += 1
-        judgement = judge(run, codec, ema, step)
-        run.log("velocity", step, config.steps, figures | judgement, at_once=bool(judgement))
-        if step % config.sample_every == 0 or step == config.steps:
-            write_samples(run, codec, ema, step)
-        due = run.stop.is_set() or step % config.checkpoint_every == 0 or step == config.steps
-        best = run.is_best(judgement)
-        if due or best:
-            nets = {"codec_ema": codec, "velocity_net": v, "velocity_ema": ema}
-            nets |= {"saliency_net": saliency} if saliency else {}
-            tensors = {f"{name}.{k}": w for name, net in nets.items() for k, w in net.state_dict().items()}
-            if best:
-                run.save_best("velocity", step, tensors, judgement)
-            if due:
-                state = ckpt.optimizer_tensors(*training) | near | (critics.state() if critics else {})
-                run.save("velocity", step, tensors, state, run.best)
-        if run.stop.is_set() and step < config.steps:
-            raise Interrupted
+    nets = {"codec_ema": codec, "velocity_net": now.v, "velocity_ema": now.ema}
+    nets |= {"saliency_net": saliency} if saliency else {}
+    tensors = {f"{name}.{k}": w for name, net in nets.items() for k, w in net.state_dict().items()}
+    if best:
+        run.save_best("velocity", now.step, tensors, judgement)
+    if due:
+        run.save("velocity", now.step, tensors, now.state(), run.best)
 
 
-def optimizer_of(config: RFPix2pixModel, step: int) -> str:
-    """What trains v in that step: once a critic teaches, whose verdicts soon change, AdamW without momentum."""
-    return "adamw" if step >= config.critic_from else config.optimizer or "muon"
-
-
-def coupled(
-    run: Run, codec: Codec, ema: VelocityNet, pairs: Pair, near: ckpt.Tensors, step: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Batches x0, x1 of pictures, and where they lie in them, from `step` on.
+def coupled(run: Run, codec: Codec, now: Learner, pairs: Pair) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Batches x0, x1 of pictures, and where they lie in them, from the present step on.
 
     Now and then pairs are made anew, by the neighbours left in `near`.
     """
+    step = now.step
     config, noise = run.config, isinstance(run.domain0, Noise)
     mirror, why = ranks.once(lambda: mirrored(config, run.domain0, run.domain1))
     if why:
@@ -127,116 +162,14 @@ def coupled(
     again, whole = [] if noise else turns(config, *map(len, run.pictures)), round(WHOLE_FROM * config.steps)
     while step < config.steps:
         if step in again:
-            near |= ranks.once(partial(re_paired, run, codec, ema, step))
-        if near:
-            pairs = structure_pairs(near[NEAR1].numpy(), near[NEAR0].numpy(), run.seed)
+            now.near |= ranks.once(partial(re_paired, run, codec, now.ema, step))
+        if now.near:
+            pairs = structure_pairs(now.near[NEAR1].numpy(), now.near[NEAR0].numpy(), run.seed)
         stop = min(turn for turn in (*again, whole, config.steps) if turn > step)
         share = config.cropped if step < whole else 0.0
         draws = run.domain0, run.domain1, pairs, config.train_batch_size, step, stop, run.seed, mirror
         yield from batches(*draws, crop_scale=config.crop_scale, crop_share=share, cutmix=cutmix)
         step = stop
-
-
-def velocity_step(
-    run: Run,
-    v: VelocityNet,
-    h: Features | None,
-    training: list[torch.optim.Optimizer],
-    x0: Tensor,
-    x1: Tensor,
-    place: Tensor,
-    step: int,
-    ends: Ends | None = None,
-    critics: Critics | None = None,
-) -> dict[str, Tensor | float]:
-    """One update of v on coupled x0, x1 [B, C, H, W], pictures or latents, this rank's share; returns what to log.
-
-    `place` [B, 2, H, W] says where in their pictures they lie.
-    With `ends` v learns to reach the other end of each pair in the config's few steps; with `critics` to make of each
-    picture, in as few, what they take for real; else the velocity between them.
-    """
-    config, size = run.config, run.config.train_batch_size
-    v.train(critics is None)  # what a critic sees is made by the whole net, as it will be in use
-    if config.dropout:  # drawn from torch's own generator, which resuming thus finds where it was
-        torch.manual_seed(run.rng("velocity", step).initial_seed() + 1 + ranks.rank())
-    x0, x1 = (x.to(run.device, memory_format=run.memory_format) for x in (x0, x1))
-    t = sample_t(config, size, run.rng("velocity", step))[ranks.share(size)].to(run.device)
-    n, z = config.train_minibatch_size, None
-    if config.bridge_noise and not critics and not ends:  # of the whole batch: the same however it is split
-        rng = torch.Generator(run.device).manual_seed(run.rng("bridge", step).initial_seed())
-        z = rough_noise((size, *x0.shape[1:]), config.bridge_noise, rng)[ranks.share(size)]
-    h, huber = None if critics else h, 0.0 if ends else config.flow_loss_huber or 0.0
-    scales = Scales(*(s * (len(x0) / size) for s in measure_scales(h, x0, x1, t, n, huber)))
-    ranks.add(scales)
-    names: tuple[str, ...] = ("flow", "saliency")
-    weights: tuple[float, ...] = (config.flow_loss_weight, config.saliency_loss_weight)
-    if ends:
-        names, weights = ("distance", "perceptual"), (1.0, config.distill_perceptual_weight)
-    if critics:
-        names, weights = ("distance", "told", "critic"), (1.0, config.adversarial_weight or 0.0, 1.0)
-    total = torch.zeros(len(names), device=run.device)
-    for i, (a0, a1, s, p) in enumerate(zip(x0.split(n), x1.split(n), t.split(n), place.split(n), strict=True)):
-        there = partial(v, place=p)
-        with torch.autocast(run.device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
-            terms: tuple[Tensor, ...]
-            if critics:
-                terms = critics.losses(there, a0, a1, step, scales, huber)
-            elif ends:
-                terms = distill_losses(config, v, ends.part(i * n, len(a0)), a0, a1, p, scales)
-            else:
-                noise = None if z is None else z[i * n : i * n + len(a0)]
-                terms = losses(there, h, a0, a1, s, scales, noise, huber)
-            loss = torch.stack([w * term for w, term in zip(weights, terms, strict=True)]).sum()
-        share = len(a0) / size
-        (loss * share).backward()
-        total += torch.stack(terms).detach() * share
-    ranks.add([p.grad for p in v.parameters() if p.grad is not None] + [total])
-    norm, rate = torch.nn.utils.clip_grad_norm_(v.parameters(), config.gradient_clip), learning_rate(config, step)
-    for optimizer in training:
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-            if critics:
-                group["betas"] = BETAS
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    if critics:
-        critics.update(rate)
-    figures = dict(zip(names, total if weights[1] else total[:1], strict=False))  # a term without weight says nothing
-    return figures | {"gradient": norm, "rate": rate}
-
-
-def sample_t(config: RFPix2pixModel, n: int, rng: torch.Generator) -> Tensor:
-    """Times [n] in [0, 1]: uniform, or σ(N(0, 1)) (Esser et al. 2024, section 3.1) with some uniform ones mixed in."""
-    uniform = torch.rand(n, generator=rng)
-    if config.timestep_sampling == "uniform":
-        return uniform
-    normal = torch.randn(n, generator=rng).sigmoid()
-    return torch.where(torch.rand(n, generator=rng) < config.timestep_uniform_fraction, uniform, normal)
-
-
-def learning_rate(config: RFPix2pixModel | VAEConfig, step: int) -> float:
-    """The rate of one step: a linear rise over `warmup_images`, then constant or a half cosine down to 1 %.
-
-    Where a critic takes over, the flow's rate has fallen by then, and its own falls from there to the end.
-    """
-    rate, first, last = config.learning_rate, 0, config.steps
-    if isinstance(config, RFPix2pixModel) and step >= config.critic_from:
-        rate, first = config.adversarial_learning_rate, config.critic_from
-    elif isinstance(config, RFPix2pixModel):
-        last = config.critic_from
-    seen = (step + 1) * config.train_batch_size
-    rise = min(1.0, seen / config.warmup_images) if config.warmup_images else 1.0
-    if config.learning_rate_schedule == "constant":
-        return rate * rise
-    fall = 0.5 * (1 + math.cos(math.pi * (step - first) / (last - first)))
-    return rate * rise * (0.01 + 0.99 * fall)
-
-
-@torch.no_grad()
-def average(ema: nn.Module, v: nn.Module, decay: float, step: int) -> None:
-    """ema ← ema + (1 − d)·(v − ema), with d rising to `decay` so that the first weights are soon forgotten."""
-    d = min(decay, (1 + step) / (10 + step))
-    torch._foreach_lerp_(list(ema.parameters()), list(v.parameters()), 1 - d)
 
 
 def write_samples(run: Run, codec: Codec, ema: VelocityNet, step: int) -> None:

@@ -15,8 +15,10 @@ from rfp.train.domains import open_domain
 from rfp.train.loss import Scales, measure_scales
 from rfp.train.noise import noise_domain
 from rfp.train.plan import memory, plan
-from rfp.train.run import Interrupted, resolved, train
-from rfp.train.velocity_phase import learning_rate
+from rfp.train.resolving import resolved
+from rfp.train.run import Interrupted
+from rfp.train.training import train
+from rfp.train.velocity_step import learning_rate
 from test_resume import stop_at
 from torch import nn
 from trainings import Listener, assert_same, draw_domains, final, finish, job, noisy, tiny
@@ -149,7 +151,7 @@ def test_v_has_no_momentum_once_the_critic_teaches(work, monkeypatch):
 
 def test_no_flow_is_followed_once_the_critic_teaches(work, monkeypatch):
     """Both keys that weigh the flow's losses, and self-pairing, say nothing from then on."""
-    monkeypatch.setattr(velocity_phase, "losses", lambda *args: pytest.fail("a loss of the flow"))
+    monkeypatch.setattr("rfp.train.velocity_step.losses", lambda *args: pytest.fail("a loss of the flow"))
     monkeypatch.setattr(self_pairing, "integrate_net", lambda *args: pytest.fail("a pair joined by the flow"))
     finish(job(work, **WITH | {"adversarial_start": 0, "self_pairing": 0.5, "self_pairing_start": 0}))
 

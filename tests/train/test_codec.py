@@ -15,11 +15,13 @@ from rfp.train.config import to_json
 from rfp.train.job import Job
 from rfp.train.loss import see
 from rfp.train.net_config import ConvSaliencyNet, ResNetSaliencyNet
+from rfp.train.opening import open_run
 from rfp.train.perceptual import STAGES, build_perceptual
 from rfp.train.plan import plan
 from rfp.train.reading import load_config, validate
-from rfp.train.run import Interrupted, open_run, train
+from rfp.train.run import Interrupted
 from rfp.train.saliency import build_saliency_net, torchvision
+from rfp.train.training import train
 from safetensors.torch import save_file
 from trainings import TINY, VAE_TINY, Listener, assert_same, draw_domains, finish, job, tiny
 

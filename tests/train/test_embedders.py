@@ -8,8 +8,8 @@ from rfp.runtime import UsageError
 from rfp.train import dinov2
 from rfp.train.dinov2 import build_dinov2, timm_names, weights_file
 from rfp.train.embedders import _signs, build_embedder, foreground, grid, hog, pixels, thumbnail
-from rfp.train.run import train
 from rfp.train.saliency import torchvision
+from rfp.train.training import train
 from safetensors.torch import save_file
 from trainings import Listener, draw_domains, job, tiny
 

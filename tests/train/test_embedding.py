@@ -17,8 +17,10 @@ from rfp.train.embedders import build_embedder, thumbnail
 from rfp.train.embedding import embed
 from rfp.train.embedding_cache import NAME, EmbeddingCache
 from rfp.train.job import Job
+from rfp.train.opening import open_run
 from rfp.train.pairing import embeddings
-from rfp.train.run import Interrupted, open_run, train
+from rfp.train.run import Interrupted
+from rfp.train.training import train
 from test_domains import write_video
 from trainings import Listener, assert_same, draw_domains, finish, job, noisy, tiny
 

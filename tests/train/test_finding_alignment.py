@@ -15,7 +15,7 @@ from rfp.train import run as run_module
 from rfp.train.alignment import FEWEST, LEAST_BEND, find_alignment, pictures, unlikeness
 from rfp.train.domains import Crop, Domain, open_domain
 from rfp.train.noise import noise_domain
-from rfp.train.run import open_run
+from rfp.train.opening import open_run
 from trainings import Listener, finish, job, tiny
 from typer.testing import CliRunner
 

@@ -18,7 +18,8 @@ from rfp.train.job import Job
 from rfp.train.noise import Noise, noise_domain
 from rfp.train.plan import plan
 from rfp.train.reading import load_config
-from rfp.train.run import Interrupted, train
+from rfp.train.run import Interrupted
+from rfp.train.training import train
 from rfp.train.transport import transport_pairs
 from test_resume import stop_at
 from trainings import Listener, assert_same, draw_domains, finish, tiny

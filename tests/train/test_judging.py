@@ -8,7 +8,9 @@ import torch
 from rfp.runtime import UsageError
 from rfp.train import checkpoint as ckpt
 from rfp.train.domains import open_domain
-from rfp.train.run import Interrupted, open_run, set_aside, train
+from rfp.train.opening import open_run, set_aside
+from rfp.train.run import Interrupted
+from rfp.train.training import train
 from trainings import Listener, assert_same, draw_domains, finish, job, tiny
 
 JUDGED = {

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from rfp.runtime import MissingExtraError, UsageError
 from rfp.train.logs import check_loggers
-from rfp.train.run import Interrupted, train
+from rfp.train.run import Interrupted
+from rfp.train.training import train
 from trainings import Listener, draw_domains, finish, job
 
 
@@ -111,7 +112,7 @@ def test_wandb_goes_on_with_the_same_id_numbers_rows_alike_and_falls_back_to_off
     draw_domains(tmp_path)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setattr("rfp.train.logs.check_loggers", lambda names: None)
-    monkeypatch.setattr("rfp.train.run.check_loggers", lambda names: None)
+    monkeypatch.setattr("rfp.train.opening.check_loggers", lambda names: None)
     there = with_log(tmp_path, "run", "wandb", checkpoint_every=2, saliency_loss_weight=0)
     first, second = Recorder(refuses=True), Recorder()
     monkeypatch.setitem(sys.modules, "wandb", first)

@@ -7,7 +7,8 @@ from rfp.runtime import CheckpointError
 from rfp.train import checkpoint as ckpt
 from rfp.train.muon import ADAMW, POLYNOMIAL, TURNS, Muon, optimizers, orthogonal
 from rfp.train.net_config import DiTConfig, UNetConfig
-from rfp.train.run import Interrupted, train
+from rfp.train.run import Interrupted
+from rfp.train.training import train
 from rfp.train.velocity_net import build_velocity_net
 from safetensors.torch import save_file
 from test_resume import stop_at

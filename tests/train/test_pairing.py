@@ -7,9 +7,9 @@ from rfp.runtime import UsageError
 from rfp.train.coupling import random_pairs, structure_pairs
 from rfp.train.domains import Crop, open_domain
 from rfp.train.job import Job
+from rfp.train.opening import open_run
 from rfp.train.pairing import couple, ever_drawn
 from rfp.train.plan import plan
-from rfp.train.run import open_run
 from trainings import Listener, draw_domains, finish, job, tiny
 
 STRUCTURE = {"structure_pairing": True, "structure_candidates": 2, "saliency_loss_weight": 0}

@@ -10,7 +10,8 @@ from rfp.runtime import UsageError
 from rfp.train import checkpoint as ckpt
 from rfp.train.job import Job, default_run_id
 from rfp.train.plan import plan
-from rfp.train.run import Interrupted, train
+from rfp.train.run import Interrupted
+from rfp.train.training import train
 from trainings import TINY, VAE_TINY, Listener, assert_same, draw_domains, finish, tiny
 
 LATENT = {"codec": VAE_TINY}

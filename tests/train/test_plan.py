@@ -3,7 +3,7 @@
 import pytest
 import torch
 from rfp.train.plan import memory, saved_bytes
-from rfp.train.run import train
+from rfp.train.training import train
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from trainings import TINY, Listener, draw_domains, job

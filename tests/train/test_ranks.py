@@ -13,7 +13,8 @@ import pytest
 import torch
 from rfp.train import checkpoint as ckpt
 from rfp.train import ranks
-from rfp.train.run import Interrupted, train
+from rfp.train.run import Interrupted
+from rfp.train.training import train
 from trainings import TINY, Listener, draw_domains, final, finish, job
 from two_ranks import CRITIC, EVEN, LATENT, MUON, UNEVEN, finish_batch_norm
 

@@ -9,9 +9,11 @@ from rfp.train import re_pairing, velocity_phase
 from rfp.train.codec import Identity
 from rfp.train.config import RFPix2pixModel
 from rfp.train.coupling import structure_pairs
+from rfp.train.opening import open_run
 from rfp.train.plan import plan
 from rfp.train.re_pairing import NEAR0, NEAR1, re_paired, saved, turns
-from rfp.train.run import Interrupted, open_run, train
+from rfp.train.run import Interrupted
+from rfp.train.training import train
 from test_resume import stop_at
 from trainings import Listener, assert_same, draw_domains, finish, job
 

@@ -22,7 +22,7 @@ from rfp.train.domains import open_domain
 from rfp.train.loss import Scales
 from rfp.train.noise import Noise
 from rfp.train.reflow import SHARD, Source, made_pairs, make_pairs, successor
-from rfp.train.run import train
+from rfp.train.training import train
 from rfp.train.velocity_net import integrate_net
 from trainings import Listener, assert_same, draw_domains, finish, job, tiny
 from typer.testing import CliRunner

@@ -20,18 +20,9 @@ from rfp.train.job import Job, config_of
 from rfp.train.net_config import ResNetSaliencyNet
 from rfp.train.noise import noise_domain
 from rfp.train.plan import plan
-from rfp.train.run import (
-    DROPOUT,
-    EPOCHS,
-    HUBER,
-    LEAST_STEPS,
-    MANY_EPOCHS,
-    MOST_EPOCHS,
-    STEPS,
-    Interrupted,
-    resolved,
-    train,
-)
+from rfp.train.resolving import DROPOUT, EPOCHS, HUBER, LEAST_STEPS, MANY_EPOCHS, MOST_EPOCHS, STEPS, resolved
+from rfp.train.run import Interrupted
+from rfp.train.training import train
 from rfp.train.unet import UNet
 from trainings import LATENT, TINY, Listener, assert_same, draw_domains, finish, job, tiny
 

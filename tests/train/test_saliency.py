@@ -9,7 +9,7 @@ from rfp.train import saliency_phase
 from rfp.train.codec import Identity
 from rfp.train.job import Job
 from rfp.train.net_config import ConvSaliencyNet, ResNetSaliencyNet
-from rfp.train.run import open_run
+from rfp.train.opening import open_run
 from rfp.train.saliency import (
     accuracy,
     build_saliency_net,

@@ -6,8 +6,9 @@ from rfp.runtime import ConfigError
 from rfp.train import checkpoint as ckpt
 from rfp.train import self_pairing
 from rfp.train.noise import noise_domain
-from rfp.train.run import Interrupted, train
+from rfp.train.run import Interrupted
 from rfp.train.self_pairing import self_paired
+from rfp.train.training import train
 from trainings import Listener, assert_same, draw_domains, finish, job, tiny
 
 DARK, BRIGHT = torch.full((8, 3, 4, 4), -0.5), torch.full((8, 3, 4, 4), 0.25)

@@ -11,8 +11,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from pytest import MonkeyPatch
 from rfp.runtime import RfpError, TrainingError, UsageError
 from rfp.train import ranks, saliency_phase
-from rfp.train.run import Interrupted, train
+from rfp.train.run import Interrupted
 from rfp.train.saliency import SaliencyNet
+from rfp.train.training import train
 from torch import nn
 from trainings import TINY, VAE_TINY, Listener, finish, job
 

@@ -1,0 +1,129 @@
+"""What a config leaves to the data, decided by looking at it: lengths, the critic, the net's open points."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ..runtime.alignment import IDENTITY
+from . import checkpoint as ckpt
+from . import ranks
+from .alignment import find_alignment
+from .config import RFPix2pixModel
+from .coupling import least_crop
+from .domains import Domain
+from .net_config import UNetConfig
+from .noise import Noise
+from .sides import colourfulness
+
+EPOCHS, MOST_EPOCHS = 12, 75
+"""So often is a picture drawn, and so often at most for `STEPS` or by a critic: more is learned by heart."""
+DROPOUT, MANY_EPOCHS = 0.3, 50
+"""What is left out of the net in trainings of more epochs than that: shorter ones do not gain by it."""
+HUBER = 0.01
+"""c of the flow term for pairs of neighbours, some of which are wrong ("Partners that do not fit" in RESULTS.md)."""
+SMALL, LOOKED_AT = 0.75, 16
+"""Crops of a smaller side than that, of the short side, in most of so many pictures of each domain, are `small`."""
+COLOURLESS, COLOURED = 0.02, 0.06
+"""Colourfulness below which a domain has no colours, and from which it has: 0 is grey, 2 pure red, green or blue."""
+STEPS, LEAST_STEPS = 1000, 500
+"""So many a net needs to learn well, and to learn anything, however few the pictures."""
+CRITIC_STEPS = 4000
+"""So many a critic may take, however few the pictures: after 3,750 it was still getting better."""
+
+
+def resolved(
+    config: RFPix2pixModel,
+    domain0: Domain | Noise,
+    domain1: Domain,
+    weights: ckpt.Checkpoint | None = None,
+    note: Callable[[str], None] = lambda text: None,
+) -> RFPix2pixModel:
+    """The config with what it leaves to the data.
+
+    That keeps pairs from being learned by heart, `dropout` and fewer `train_images`, and from being averaged,
+    `flow_loss_huber`: pairs of noise are never the same, and pairs by name are right, so of these only what the config
+    says itself. And what a UNet leaves open: as the net has it that the first `weights` are of, else `coordinates`
+    where crops are `small`, `input_gain` and `seamless`; likewise the `optimizer` and the `alignment`, which is else
+    measured.
+    """
+    if config.adversarial_weight is None:
+        config = config.model_copy(update=_critic(config, domain0, domain1, weights, note))
+    free = isinstance(domain0, Noise) or config.pairs_by == "paired"
+    n = max(len(d) for d in (domain0, domain1) if isinstance(d, Domain))
+    changes, flow = _lengths(config, n, free)
+    if config.optimizer is None:
+        changes["optimizer"] = weights.config.optimizer if weights else "muon"
+    if config.alignment is None:
+        found, why = weights.config.aligned_by if weights else IDENTITY, ""
+        if not weights and not isinstance(domain0, Noise) and config.pairs_by == "structure":
+            found, why = ranks.once(partial(find_alignment, domain0, domain1))
+        changes["alignment"] = [*found]
+        if why:
+            note(why)
+    if config.dropout is None:
+        changes["dropout"] = DROPOUT if flow > MANY_EPOCHS * n and not free else 0.0
+    if config.flow_loss_huber is None:
+        squares = free or config.pairs_by != "structure" or config.codec.latents
+        changes["flow_loss_huber"] = 0.0 if squares else HUBER
+    net = config.velocity_net
+    if isinstance(net, UNetConfig):
+        theirs = weights and weights.config.velocity_net
+        if not isinstance(theirs, UNetConfig):
+            seen = net.coordinates is None and small(config, domain0, domain1)
+            theirs = UNetConfig(coordinates=seen, input_gain="matrix", seamless=True)
+        changes["velocity_net"] = net.settled(theirs)
+    return config.model_copy(update=changes)
+
+
+def _lengths(config: RFPix2pixModel, n: int, free: bool) -> tuple[dict[str, Any], int]:
+    """What to change so that n pictures are not drawn too often, and the pairs that come before any critic."""
+    batch, asked, flow = config.train_batch_size, config.train_images, config.train_images
+    most = max(EPOCHS * n, min(STEPS * batch, MOST_EPOCHS * n), LEAST_STEPS * batch)
+    judged = max(MOST_EPOCHS * n, CRITIC_STEPS * batch)
+    if config.max_epochs is not None:
+        most = judged = config.max_epochs * n
+    elif free:
+        most = judged = asked
+    changes: dict[str, Any] = {}
+    if config.adversarial_weight:
+        before = round(config.adversarial_start * asked)
+        flow = min(before, most)
+        most = flow + min(asked - flow, judged)
+        if (flow, most) != (before, asked):
+            changes["adversarial_start"] = flow / most
+    if most < asked:
+        changes |= {"train_images": most, "warmup_images": min(config.warmup_images, most // 10)}
+    return changes, min(flow, most)
+
+
+def _critic(
+    config: RFPix2pixModel,
+    domain0: Domain | Noise,
+    domain1: Domain,
+    weights: ckpt.Checkpoint | None,
+    note: Callable[[str], None],
+) -> dict[str, Any]:
+    """What to change where the config leaves open whether a critic ends the training; as it was where it goes on."""
+    if weights:
+        before = weights.config.adversarial_weight or 0.0
+        return {"adversarial_weight": before} | (
+            {"num_inference_steps": weights.config.num_inference_steps} if before else {}
+        )
+    if isinstance(domain0, Noise) or config.pairs_by != "structure" or config.codec.latents or config.max_size < 8:
+        return {"adversarial_weight": 0.0}
+    if not (colourfulness(domain0) < COLOURLESS and colourfulness(domain1) >= COLOURED):
+        return {"adversarial_weight": 0.0}
+    note("a critic ends the training, and one step will do: domain 0 has no colours, and pairs would average them")
+    return {"adversarial_weight": 1.0, "num_inference_steps": 1}
+
+
+def small(config: RFPix2pixModel, domain0: Domain | Noise, domain1: Domain) -> bool:
+    """Whether the smallest crops of most pictures show so little of them that they do not say where they are."""
+    if not config.cropped:
+        return False
+    domains = [d for d in (domain0, domain1) if isinstance(d, Domain)]
+    looked_at = [[d.read(i * len(d) // LOOKED_AT).size for i in range(LOOKED_AT)] for d in domains]
+    least = [least_crop(config.crop_scale, config.max_size, *sizes) for sizes in zip(*looked_at, strict=True)]
+    return float(np.median(least)) < SMALL
