@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from .report import one_line
+
 
 def info(
     path: Annotated[
@@ -30,11 +32,11 @@ def info(
 def _lines(values: dict[str, Any]) -> list[str]:
     match values["kind"]:
         case "bundle" | "graph":
-            return [f"{values['path']}: a {values['kind']}", *_manifest(values["manifest"])]
+            return [f"{one_line(values['path'])}: a {values['kind']}", *_manifest(values["manifest"])]
         case "checkpoint":
-            return [f"{values['path']}: a checkpoint", *_checkpoint(values)]
+            return [f"{one_line(values['path'])}: a checkpoint", *_checkpoint(values)]
         case _:
-            lines = [f"{values['path']}: a run", _row("checkpoints", ", ".join(values["checkpoints"]))]
+            lines = [f"{one_line(values['path'])}: a run", _row("checkpoints", ", ".join(values["checkpoints"]))]
             if values["last_metrics"]:
                 figures = (
                     f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values["last_metrics"].items()

@@ -134,7 +134,7 @@ def translate(
             )
         typer.echo(json_text(values(report)) if as_json else summary(report, output, "translated"))
         if page is not None:
-            write_page(page, inputs, output, report, {"bundle": str(bundle)}, pictures, folder)
+            write_page(page, inputs, output, report, {"bundle": str(bundle)}, pictures, folder, film)
         return report
 
     try:
@@ -162,7 +162,8 @@ def _watched(
     def look() -> None:
         nonlocal done, failed, rounds, busy
         busy = True
-        report = once(overwrite and rounds == 0)
+        ours = done > 0 and output.is_file()  # one file has no ledger that says whose it is
+        report = once(ours or (overwrite and rounds == 0))
         done, failed, rounds, busy = done + len(report.done), len(report.failed), rounds + 1, False
 
     try:

@@ -102,14 +102,18 @@ def natural_key(text: str) -> str:
     return "".join(parts)
 
 
-def discover(inputs: Iterable[Path], on_bad: Callable[[MediaError], None] | None = None) -> Made[Media]:
+def discover(
+    inputs: Iterable[Path], on_bad: Callable[[MediaError], None] | None = None, may_be_empty: bool = False
+) -> Made[Media]:
     """Find every image and video in folders (recursive), files and zips, each input in natural order.
 
     Hidden files, `__MACOSX`, and zip members with absolute or `..` names are passed over. Brackets and other
     pattern characters in paths are plain characters.
 
     Args:
-        on_bad: called with the error of each zip that cannot be read, which is then passed over.
+        on_bad: called with the error of each zip that cannot be read, which is then passed over, and of each link that
+            leads nowhere, which is passed over in any case.
+        may_be_empty: folders may hold nothing.
 
     Raises:
         UsageError: an input does not exist, is of no known kind, or holds no image or video.
@@ -123,7 +127,8 @@ def discover(inputs: Iterable[Path], on_bad: Callable[[MediaError], None] | None
             raise UsageError(f"{path}: is neither a file nor a folder")
         before, bad = len(found), False
         try:
-            folder, names = (path, _in_folder(path)) if path.is_dir() else (path.parent, [path.name])
+            dangling = _reported(path, on_bad)
+            folder, names = (path, _in_folder(path, dangling)) if path.is_dir() else (path.parent, [path.name])
         except OSError as e:
             raise UsageError(f"{e.filename or path}: cannot be read ({e.strerror or e}); is it yours to read?") from e
         for name in names:
@@ -138,14 +143,24 @@ def discover(inputs: Iterable[Path], on_bad: Callable[[MediaError], None] | None
                         raise
                     bad = True
                     on_bad(e)
-        if len(found) == before and not bad:
+        if len(found) == before and not bad and not (may_be_empty and path.is_dir()):
             wanted = "png, jpg, webp, gif, bmp, tiff; mp4, mov, mkv, webm, avi, …; zip"
             what = "holds no" if path.is_dir() or path.suffix.lower() in ARCHIVE_SUFFIXES else "is not an"
             raise UsageError(f"{path}: {what} image, video or zip that rfp knows ({wanted})")
     return Made(found.media, range(len(found)))
 
 
-def _in_folder(folder: Path) -> list[str]:
+def _reported(folder: Path, on_bad: Callable[[MediaError], None] | None) -> Callable[[str], None]:
+    """What is done with the name of a link below a folder that leads nowhere."""
+
+    def report(name: str) -> None:
+        if on_bad is not None and kind_of(PurePosixPath(name).suffix):
+            on_bad(MediaError(f"{folder / name}: is a link that leads to no file"))
+
+    return report
+
+
+def _in_folder(folder: Path, on_dangling: Callable[[str], None]) -> list[str]:
     """The files below a folder, `a/b.png`, in natural order."""
     stack, seen, files = [""], {os.path.realpath(folder)}, list[str]()
     while stack:
@@ -160,6 +175,8 @@ def _in_folder(folder: Path) -> list[str]:
                         stack.append(f"{below}{entry.name}/")
                 elif os.path.isfile(entry):  # noqa: PTH113
                     files.append(f"{below}{entry.name}")
+                elif os.path.islink(entry):  # noqa: PTH114
+                    on_dangling(f"{below}{entry.name}")
     return _sorted(files)
 
 

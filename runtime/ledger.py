@@ -1,7 +1,8 @@
 """`translate.jsonl` beside the outputs: a line for each input that ended, by which a later run knows what to do again.
 
-A line holds `source` and `output` (below the input and the output folder), `input` and `result` (SHA-256 of both),
-`input_stat` and `result_stat` ([bytes, mtime in ns]), `model` (SHA-256 of the graphs), `settings`, `seconds`, `error`.
+A line holds `source` and `output` (below the input and the output folder), `place` (a hash of where the input was on
+that machine, not its name), `input` and `result` (SHA-256 of both), `input_stat` and `result_stat` ([bytes, mtime in
+ns]), `model` (SHA-256 of the graphs), `settings`, `seconds`, `error`.
 A shard writes `translate.I-of-N.jsonl`; all such files of the folder are read, so they merge by lying side by side. A
 picture's line is written before the file gets its name, so that a killed run leaves none that the ledger does not know.
 
@@ -21,7 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from .bundle import Bundle
-from .errors import MediaError, UsageError
+from .errors import DamagedError, MediaError, UsageError
 from .media import Media
 from .plan import Job
 
@@ -64,7 +65,11 @@ class Ledger:
         """Why this job needs no doing, where its target is there; None where it is to be done.
 
         What this ledger wrote and nobody changed is done again when the input, the model or the settings are others.
-        What anyone else made, or changed, stays as it is.
+        What anyone else made, or changed, stays as it is; so does what another input of that name became, from another
+        folder.
+
+        Raises:
+            DamagedError: that input is damaged, and what came before the damage is there already.
         """
         if not os.path.lexists(job.target):
             return None
@@ -75,13 +80,18 @@ class Ledger:
             known = len(self._lines(self._output(job.target)))
             whose = "changed since rfp wrote it" if known else "not in rfp's ledger"
             return f"there already, {whose}; --overwrite replaces it"
-        if line.get("model") != self._model or line.get("settings") != self._settings:
+        moved = line.get("place") not in (None, _place(job.media))
+        same = not moved and line.get("input_stat") == stat_of(job.media.path)
+        if not same:
+            with job.media.open() as stream:
+                same = line.get("input") == sha256(stream)
+        if moved and not same:
+            return "there already, made of another input of that name; --overwrite replaces it"
+        if not same or line.get("model") != self._model or line.get("settings") != self._settings:
             return None
-        same = f"only the part before the damage: {line['error']}" if line.get("error") else ""
-        if line.get("input_stat") == stat_of(job.media.path):
-            return same
-        with job.media.open() as stream:
-            return same if line.get("input") == sha256(stream) else None
+        if line.get("error"):
+            raise DamagedError(line["error"])
+        return ""
 
     def add(
         self, job: Job, source: tuple[str, Stat] | None, result: Path | None, seconds: float, error: str | None = None
@@ -95,6 +105,7 @@ class Ledger:
                 made = sha256(stream)
         line = {
             "source": job.media.relative.as_posix(),
+            "place": _place(job.media),
             "output": self._output(job.target),
             "input": source and source[0],
             "result": made,
@@ -176,6 +187,11 @@ def identify(media: Media, stream: BinaryIO) -> tuple[str, Stat]:
     found = sha256(stream), stat_of(media.path)
     stream.seek(0)
     return found
+
+
+def _place(media: Media) -> str:
+    name = os.path.realpath(media.path) + f"::{media.member or ''}"
+    return hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 def sha256(stream: BinaryIO) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .errors import MediaError, RfpError
 
@@ -143,8 +143,10 @@ def open_image(stream: BinaryIO, name: str) -> Iterator[Image.Image]:
             yield image
     except RfpError:
         raise
+    except UnidentifiedImageError as e:
+        raise MediaError(f"{name}: not a readable image: of no known format, or damaged at its beginning") from e
     except Exception as e:  # Pillow's decoders raise a dozen kinds on damaged files
-        raise MediaError(f"{name}: not a readable image: {e or type(e).__name__}") from e
+        raise MediaError(f"{name}: not a readable image: {str(e) or type(e).__name__}") from e
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
@@ -160,9 +162,9 @@ def lies(image: Image.Image) -> bool:
 def _eight_bits(image: Image.Image) -> Image.Image:
     if not image.mode.startswith(("I", "F")):
         return image
-    values = np.asarray(image, dtype=np.float64)
-    if image.mode.startswith("I"):
-        values = values * (255 / 65535)
+    if image.mode.startswith("F"):
+        raise MediaError("holds floating-point numbers, whose range no file says; save it with 8 or 16 bits")
+    values = np.asarray(image, dtype=np.float64) * (255 / 65535)
     return Image.fromarray(np.rint(np.clip(values, 0, 255)).astype(np.uint8))
 
 

@@ -1,5 +1,6 @@
 """Which input becomes which output file, settled before any work begins."""
 
+import mimetypes
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from .media import ARCHIVE_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES, Media
 WRITABLE_VIDEOS = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm"})
 """Containers that are written; a source in another one becomes .mp4: .avi keeps no times, .mpg no H.264."""
 
+_SAME = {".jpeg": ".jpg", ".tif": ".tiff", ".apng": ".png"}
+
 
 @dataclass(frozen=True)
 class Job:
@@ -30,6 +33,7 @@ def plan(
     output: Path,
     on_bad: Callable[[MediaError], None] | None = None,
     suffix: str | None = None,
+    may_be_empty: bool = False,
 ) -> Made[Job]:
     """Pair every input with its target, in the order of discovery.
 
@@ -40,6 +44,7 @@ def plan(
         on_bad: called with each zip that cannot be read, and each file of a folder that would become the same output
             as another (a.png and a.jpg, both as png); without it the first one is raised.
         suffix: of every picture's output; None keeps each one's own.
+        may_be_empty: folders that hold nothing are no error, as of those that are watched.
 
     Raises:
         UsageError: an input that is not there or holds nothing; an output that is an input, is of the wrong kind,
@@ -49,26 +54,39 @@ def plan(
     for path in inputs:
         if real(path) == here:
             raise UsageError(f"{output}: is an input too, and inputs are never overwritten; choose another --output")
-    found = discover(inputs, on_bad)
+    found = discover(inputs, on_bad, may_be_empty)
     known = output.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
     one_file = len(inputs) == 1 and inputs[0].is_file() and inputs[0].suffix.lower() not in ARCHIVE_SUFFIXES
     if one_file and known and not os.path.isdir(output):  # noqa: PTH112 (pathlib's raises for a name too long)
-        target = _checked_file(found[0], output)
+        target = _checked_file(found[0], output, suffix)
         jobs = found.into(lambda media: Job(media, target))
     elif os.path.lexists(output) and not os.path.isdir(output):  # noqa: PTH112
         raise UsageError(f"{output}: is a file; several inputs, a folder or a zip need a folder as --output")
     else:
+        kind = (mimetypes.guess_type(output.name, strict=False)[0] or "").partition("/")[0]
+        if (known or kind in ("image", "video")) and not os.path.isdir(output):  # noqa: PTH112
+            raise UsageError(_no_folder(output, one_file))
         if any(path.is_dir() and here.is_relative_to(real(path)) for path in inputs):
             found = found.kept(lambda media: not real(media.path).is_relative_to(here))
         jobs = found.into(lambda media: Job(media, output / _writable(media, suffix)))
     return _distinct(jobs, on_bad)
 
 
-def _checked_file(media: Media, output: Path) -> Path:
+def _no_folder(output: Path, one_file: bool) -> str:
+    """Why a name that looks like a picture's or a film's is none for the output."""
+    if one_file:
+        written = ", ".join(sorted(IMAGE_SUFFIXES | WRITABLE_VIDEOS))
+        return f"{output}: is not written as {output.suffix}; wanted {written}, or a folder"
+    return f"{output}: is the name of a file; several inputs, a folder or a zip need a folder as --output"
+
+
+def _checked_file(media: Media, output: Path, wanted_suffix: str | None) -> Path:
     suffix = output.suffix.lower()
     if suffix not in (IMAGE_SUFFIXES if media.kind == "image" else WRITABLE_VIDEOS):
         wanted = ", ".join(sorted(IMAGE_SUFFIXES if media.kind == "image" else WRITABLE_VIDEOS))
         raise UsageError(f"{output}: {media} is {_a(media.kind)}, and cannot be written as {suffix}; wanted {wanted}")
+    if media.kind == "image" and wanted_suffix and _SAME.get(suffix, suffix) != wanted_suffix:
+        raise UsageError(f"{output}: ends in {suffix}, and format is {wanted_suffix[1:]}; leave one of the two out")
     return output
 
 
@@ -106,6 +124,8 @@ def _writable(media: Media, suffix: str | None) -> Path:
 
 def _distinct(jobs: Made[Job], on_bad: Callable[[MediaError], None] | None) -> Made[Job]:
     """The jobs but for those whose target an earlier one has; paths are compared by 64 bits of hash, 8 bytes each."""
+    if not jobs:
+        return jobs
     sources = np.sort(_hashes(real(job.media.path) for job in jobs))
     written = _hashes(real(job.target) for job in jobs)
     clash = np.flatnonzero(sources[np.searchsorted(sources, written) % len(sources)] == written)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .bundle import Bundle, opened
 from .codec import open_codec
-from .errors import MediaError, RfpError, UsageError
+from .errors import DamagedError, MediaError, RfpError, UsageError
 from .flow import DEFAULTS, Flow
 from .images import translate_images
 from .ledger import Ledger, identify, model_hash, settings, stat_of
@@ -76,8 +76,13 @@ def translate(
         raise UsageError(f"steady is {steady}; wanted 0 (off) to below 1")
     bad: list[MediaError] = []
     out = paths([output])[0]
-    jobs = plan(paths(inputs), out, bad.append, f".{pictures.format}" if pictures.format else None)
+    suffix = f".{pictures.format}" if pictures.format else None
+    jobs = plan(paths(inputs), out, bad.append, suffix, may_be_empty=folder.settled > 0)
     one_file = len(jobs) == 1 and jobs[0].target == out
+    if (film != AS_IT_IS or steady) and not folder.settled and all(job.media.kind == "image" for job in jobs):
+        raise UsageError(
+            "options for videos were given (codec, crf, pix_fmt, start, end, compare, steady), but there is none"
+        )
     if folder.settled:
         jobs = jobs.kept(lambda job: _settled(job, folder.settled))
     jobs = selected(jobs, folder.shard, folder.shuffle, folder.limit)
@@ -87,8 +92,6 @@ def translate(
 
         for suffix in sorted(videos):
             choose(film, suffix)
-    if film != AS_IT_IS and not videos:
-        raise UsageError("options for videos were given (codec, crf, pix_fmt, start, end, compare), but there is none")
     graphs = Velocity(loaded, flow.device, flow.threads), open_codec(loaded, flow.device, flow.threads)
     stages = Stages()
     new_flow = partial(Flow, *graphs, loaded.manifest, flow, stages)
@@ -150,8 +153,11 @@ def _video(job: Job, run: Callable[..., str], ledger: Ledger, overwrite: bool, t
 
     source, began, before = None, time.monotonic(), None
     try:
-        if not overwrite and (why := ledger.why_not(job)) is not None:
-            return Event("skipped", str(job.media), job.target, why)
+        try:
+            if not overwrite and (why := ledger.why_not(job)) is not None:
+                return Event("skipped", str(job.media), job.target, why)
+        except DamagedError as e:  # as in an earlier run, whose line stands
+            return _ended(job, e)
         before = stat_of(job.target) if job.target.exists() else None
         with job.media.open() as stream:
             source = identify(job.media, stream)

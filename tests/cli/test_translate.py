@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from rfp.cli.main import app
+from rfp.cli.translate import _watched
+from rfp.runtime import Report
+from rfp.runtime.report import Event
 from typer.testing import CliRunner
 
 
@@ -120,7 +123,8 @@ def test_watch_translates_what_is_dropped_and_ends_with_a_summary(work, ending, 
             time.sleep(0.05)
         raise AssertionError("it never came")
 
-    command = [sys.executable, "-c", LISTEN, "translate", "b", "in [x]", "-o", "out", "--watch"]
+    (work / "empty").mkdir()  # and no film yet, for which there are options
+    command = [sys.executable, "-c", LISTEN, "translate", "b", "in [x]", "empty", "-o", "out", "--watch", "--crf", "20"]
     with (work / "said").open("w") as said, subprocess.Popen(command, stderr=said, stdout=said) as child:
         until(lambda: (out / "2.png").exists())
         drop("new.png", lambda path: Image.new("RGB", (16, 16), "red").save(path, "PNG"))
@@ -182,3 +186,25 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(work):
     assert child.returncode == 130 and time.monotonic() - began < 10
     assert "the same command goes on" in stderr and "Traceback" not in stderr
     assert not list((work / "out").glob(".*"))
+
+
+@pytest.mark.parametrize(("done_first", "again"), [(True, [False, True, True]), (False, [False, False, True])])
+def test_one_watched_file_is_written_again_once_it_is_ours(work, monkeypatch, done_first, again):
+    """It has no ledger: what was there before this command stays."""
+    monkeypatch.setattr("rfp.cli.translate.signal.signal", lambda *_: None)
+    output, calls = work / "one.png", []
+    output.write_bytes(b"there")
+
+    def once(overwrite):
+        calls.append(overwrite)
+        report = Report()
+        ended = report.done if len(calls) > 1 or done_first else report.skipped
+        ended.append(Event("done"))
+        return report
+
+    def until(look):
+        for _ in range(3):
+            look()
+
+    assert not _watched(until, once, False, output)
+    assert calls == again

@@ -1,14 +1,16 @@
 """What a folder keeps, what its ledger knows, and how it is split."""
 
 import json
+import mimetypes
 import os
 
 import bundles
 import numpy as np
 import pytest
+from films import write_video
 from PIL import Image, ImageCms, ImageSequence
 from PIL.PngImagePlugin import PngInfo
-from rfp.runtime import FlowOptions, FolderOptions, PictureOptions, UsageError, load_bundle, translate
+from rfp.runtime import FilmOptions, FlowOptions, FolderOptions, PictureOptions, UsageError, load_bundle, translate
 
 NATIVE = FlowOptions(size="native")
 
@@ -259,3 +261,64 @@ def test_names_as_long_as_a_file_system_takes(bundle, tmp_path, stem):
         assert counts(report) == (1, 0, 1) and "name too long" in report.failed[0].message
     else:
         assert counts(report) == (2, 0, 0)
+
+
+def test_another_picture_of_the_same_name_from_elsewhere_is_not_replaced(bundle, tmp_path):
+    for folder, seed in (("card1", 1), ("card2", 2)):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(picture(seed)).save(tmp_path / folder / "IMG_0001.png")
+    translate(bundle, [tmp_path / "card1"], tmp_path / "out", flow=NATIVE)
+    before = (tmp_path / "out" / "IMG_0001.png").read_bytes()
+    report = translate(bundle, [tmp_path / "card2"], tmp_path / "out", flow=NATIVE)
+    assert counts(report) == (0, 1, 0) and "another input of that name" in report.skipped[0].message
+    assert (tmp_path / "out" / "IMG_0001.png").read_bytes() == before
+    (tmp_path / "card1").rename(tmp_path / "moved")  # the same picture elsewhere is the same picture
+    assert counts(translate(bundle, [tmp_path / "moved"], tmp_path / "out", flow=NATIVE)) == (0, 1, 0)
+    assert counts(translate(bundle, [tmp_path / "moved"], tmp_path / "out", flow=FlowOptions(size=16))) == (1, 0, 0)
+    assert counts(translate(bundle, [tmp_path / "card2"], tmp_path / "out", overwrite=True)) == (1, 0, 0)
+
+
+def test_options_for_films_want_a_film_somewhere_and_not_in_each_part(bundle, tmp_path, photos):
+    film = FilmOptions(crf=20)
+    for options in ({"film": film}, {"steady": 0.5}):
+        with pytest.raises(UsageError, match="there is none"):
+            translate(bundle, [photos], tmp_path / "out", **options)
+    write_video(photos / "film.mp4", [0, 40, 80])
+    parts = [
+        translate(bundle, [photos], tmp_path / "out", film=film, flow=NATIVE, folder=FolderOptions(shard=(i, 4)))
+        for i in (1, 2, 3, 4)
+    ]
+    assert sum(len(part.done) for part in parts) == 7 and not any(part.failed for part in parts)
+
+
+def test_a_link_that_leads_nowhere_is_listed(bundle, tmp_path, photos):
+    (photos / "gone.png").symlink_to("nowhere.png")
+    (photos / "round.jpg").symlink_to("round.jpg")
+    (photos / "gone.txt").symlink_to("nowhere.txt")
+    report = translate(bundle, [photos], tmp_path / "out", flow=NATIVE)
+    assert counts(report) == (6, 0, 2) and all("leads to no file" in event.message for event in report.failed)
+
+
+@pytest.mark.parametrize(
+    ("output", "options", "said"),
+    [
+        ("x.jpg", PictureOptions("png"), "leave one of the two out"),
+        ("x.heic", PictureOptions(), "is not written as .heic"),
+        ("x.svg", PictureOptions(), "is not written as .svg"),
+    ],
+)
+def test_a_name_that_says_what_is_not_done_is_refused(bundle, tmp_path, photos, output, options, said):
+    mimetypes.add_type("image/heic", ".heic")  # known from Python 3.13 on, or by the system
+    with pytest.raises(UsageError, match=said):
+        translate(bundle, [photos / "sub" / "0.png"], tmp_path / output, pictures=options)
+    with pytest.raises(UsageError, match="is the name of a file"):
+        translate(bundle, [photos / "sub" / "0.png", photos / "sub" / "1.png"], tmp_path / "both.png")
+    assert not list(tmp_path.glob("x*")) and not (tmp_path / "both.png").exists()
+
+
+def test_numbers_without_a_range_are_refused_and_an_empty_file_is_called_unknown(bundle, tmp_path):
+    Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(tmp_path / "float.tif")
+    (tmp_path / "empty.png").touch()
+    report = translate(bundle, [tmp_path / "float.tif", tmp_path / "empty.png"], tmp_path / "out", flow=NATIVE)
+    said = sorted(event.message for event in report.failed)
+    assert "of no known format" in said[0] and "floating-point" in said[1] and "<_io" not in said[0]
