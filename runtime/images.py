@@ -6,7 +6,6 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
-from itertools import groupby, islice
 from typing import TypeVar
 
 import numpy as np
@@ -71,9 +70,23 @@ def in_order(pictures: Iterable[tuple[Uint8, Tag]], flow: Flow) -> Generator[tup
     prepared = ((_fitted(original, flow), original, tag) for original, tag in pictures)
 
     def runs() -> Iterator[list[tuple[Uint8, Uint8, Tag]]]:
-        for shape, same in groupby(prepared, key=lambda item: item[0].shape):
-            while run := list(islice(same, flow.batch(shape[1], shape[0]))):
+        run: list[tuple[Uint8, Uint8, Tag]] = []
+        try:
+            for item in prepared:
+                shape = item[0].shape
+                if run and shape != run[0][0].shape:
+                    yield run
+                    run = []
+                run.append(item)
+                if len(run) >= flow.batch(shape[1], shape[0]):
+                    yield run
+                    run = []
+        except Exception:  # after those before it
+            if run:
                 yield run
+            raise
+        if run:
+            yield run
 
     def made(run: list[tuple[Uint8, Uint8, Tag]]) -> list[tuple[Uint8, Tag]]:
         out = flow(np.stack([fitted for fitted, _, _ in run]))

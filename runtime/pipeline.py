@@ -62,7 +62,8 @@ def ahead(items: Iterable[Out], depth: int = 2, stop: Callable[[], None] = lambd
 
 
 def parallel(pool: Executor, work: Callable[[In], Out], items: Iterable[In], depth: int) -> Generator[Out, None, None]:
-    """Yield work(item) in the order of `items`, at most `depth` of them under way or waiting to be taken.
+    """Yield work(item) in the order of `items`, as soon as it is done and another item is there to be begun; at most
+    `depth` of them are under way or wait to be taken.
 
     What `items` raises is raised here, after the results of the items before it.
     """
@@ -78,7 +79,7 @@ def parallel(pool: Executor, work: Callable[[In], Out], items: Iterable[In], dep
             except Exception as e:
                 failure = e
                 break
-            if len(waiting) >= depth:
+            while waiting and (len(waiting) >= depth or waiting[0].done()):
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

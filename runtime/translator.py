@@ -58,6 +58,8 @@ class Translator:
             BundleError, UsageError: the bundle or the options cannot be used.
             MediaError: a picture cannot be read or translated; those before it were yielded.
         """
+        if isinstance(images, str | Path):
+            raise UsageError(f"images is the one path {images}; wanted a list of pictures, such as [{str(images)!r}]")
         flow = self._new_flow()
         pictures = ((_pixels(image), None) for image in images)
         with closing(ahead(in_order(pictures, flow), 2, flow.stop)) as made:
@@ -117,6 +119,8 @@ def _pixels(image: Uint8 | Image.Image | str | Path) -> Uint8:
         return np.asarray(read_image(Path(image)))
     if isinstance(image, Image.Image):
         return np.asarray(upright_rgb(image))
+    if not isinstance(image, np.ndarray):
+        raise MediaError(f"a picture is a {type(image).__name__}; wanted an array, a Pillow image or a path")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise MediaError(f"a picture of {image.dtype} {list(image.shape)}; wanted uint8 [H, W, 3]")
     return image

@@ -65,3 +65,19 @@ def test_parallel_raises_the_error_of_its_items_after_the_results_before_it():
     with ThreadPoolExecutor(2) as pool, pytest.raises(KeyError, match="three"):
         got.extend(parallel(pool, lambda n: n, source(), 8))
     assert got == [0, 1, 2]
+
+
+def test_results_come_as_they_are_done_and_not_when_the_queue_is_full():
+    seen, worked, ahead_of_seen = [], [], []
+
+    def source():
+        for i in range(8):
+            yield i
+            while len(worked) <= i:
+                time.sleep(0.005)
+            ahead_of_seen.append(i - len(seen))
+
+    with ThreadPoolExecutor(2) as pool:
+        for result in parallel(pool, lambda i: worked.append(i) or i, source(), 32):
+            seen.append(result)
+    assert seen == list(range(8)) and max(ahead_of_seen) <= 1  # though 32 might wait

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from rfp.runtime import FlowOptions, MediaError, Translator, UsageError, translate
 from rfp.runtime import watch as watch_module
+from rfp.runtime.flow import Flow
 from rfp.runtime.watch import watch
 
 NATIVE = FlowOptions(size="native", steps=2)
@@ -133,3 +134,19 @@ def test_ray_gives_the_same_bytes_as_one_process(bundle, tmp_path, monkeypatch):
     assert sorted(row["number"] for row in rows) == list(range(1200))
     alone = list(Translator(bundle, flow).images(photos))
     assert all(row["image"].tobytes() == alone[row["number"]].tobytes() for row in rows)
+
+
+def test_what_shares_a_batch_with_a_bad_picture_comes_first(bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr(Flow, "batch", lambda self, width, height: 4)
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    made = Translator(bundle).images([picture(0), picture(1), tmp_path / "bad.png"])
+    assert len([next(made), next(made)]) == 2
+    with pytest.raises(MediaError, match=r"bad\.png"):
+        next(made)
+
+
+def test_one_path_is_no_list_of_pictures(bundle, tmp_path):
+    with pytest.raises(UsageError, match="wanted a list"):
+        next(Translator(bundle).images("photo.png"))
+    with pytest.raises(MediaError, match="a picture is a list"):
+        next(Translator(bundle).images([[1, 2]]))
