@@ -1,5 +1,6 @@
 """Videos as upright RGB frames with their timestamps, read as a stream."""
 
+import math
 from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
@@ -61,7 +62,8 @@ def open_video(media: Media, stream: BinaryIO) -> Iterator[tuple[Any, Any]]:
         stream.seek(0)
         container = av.open(stream, options={"format_whitelist": _DEMUXERS, "protocol_whitelist": "file"})
     except (av.FFmpegError, OSError, ValueError) as e:
-        raise MediaError(f"{media}: not a readable video: {e}") from e
+        why = getattr(e, "strerror", None) or e
+        raise MediaError(f"{media}: not a readable video: {why}") from e
     with container:
         video = container.streams.best("video")
         cover = isinstance(video, av.VideoStream) and video.disposition & Disposition.attached_pic
@@ -81,7 +83,7 @@ def look(media: Media, stream: BinaryIO) -> Look:
         try:
             frame = next(container.decode(video), None)
         except (av.FFmpegError, OSError) as e:
-            raise MediaError(f"{media}: its first frame cannot be decoded: {e}") from e
+            raise MediaError(f"{media}: its first frame cannot be decoded: {e.strerror or e}") from e
         if frame is None:
             raise MediaError(f"{media}: holds no frame that can be decoded")
         frames = video.frames or (round(container.duration / 1_000_000 * rate) if container.duration else None)
@@ -139,7 +141,8 @@ def read(
     Args:
         size: (width, height) in px to which every frame is resized.
         skip: frames that are decoded but not given out, the first ones from `start` on.
-        start, end: in seconds: only frames from `start` on and before `end`.
+        start, end: in seconds: only frames from `start` on and before `end`; first, as of `start`, the one that is on
+            the screen then, where the next comes more than a frame's time later.
 
     Raises:
         DamagedError: a frame that is lost or damaged, with the file and the time in s; after the frames before it.
@@ -153,14 +156,14 @@ def read(
                 container.seek(int(low), stream=video)
         shown = _in_order(container, video, step)
         to_sdr = ToneMap()
+        if low is not None:
+            shown = _from(shown, math.ceil(low), step)
         count, latest = -skip, -step
         while True:
             try:
                 latest, frame = next(shown)
-                if (low is not None and latest < low) or (high is not None and latest >= high):
-                    if high is not None and latest >= high:
-                        return
-                    continue
+                if high is not None and latest >= high:
+                    return
                 if count >= 0 and count % stride == 0:
                     yield latest, upright(to_sdr(frame), size)
                 count += 1
@@ -168,7 +171,23 @@ def read(
                 return
             except (av.FFmpegError, OSError) as e:
                 at = float((latest + step) * video.time_base)
-                raise DamagedError(f"{media}: cannot be decoded at about {at:.3f} s: {e}") from e
+                raise DamagedError(f"{media}: cannot be decoded at about {at:.3f} s: {e.strerror or e}") from e
+
+
+def _from(shown: Iterator[tuple[int, av.VideoFrame]], low: int, step: int) -> Iterator[tuple[int, av.VideoFrame]]:
+    """The frames from time `low` on, and before them the one that stands then for long."""
+    before: av.VideoFrame | None = None
+    until = 0
+    for time, frame in shown:
+        if time < low:
+            before, until = frame, time + max(step, frame.duration or 0)
+            continue
+        if before is not None and time - low > step:
+            yield low, before
+        before = None
+        yield time, frame
+    if before is not None and until > low:
+        yield low, before
 
 
 def origin(container: Any) -> Fraction:

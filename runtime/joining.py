@@ -161,15 +161,20 @@ def _others(source: Any, handlers: dict[int, Any], notes: list[str], reach: list
     wanted = [s for s in source.streams if s.index in handlers]
     if not wanted:
         return
+    damaged = 0
     try:
         for packet in source.demux(wanted):
             if packet.size and packet.pts is not None:
                 reach.append((packet.pts + (packet.duration or 0)) * packet.time_base)
                 reach[:] = [max(reach)]
-            if packet.size and not packet.is_corrupt:
+            if packet.size and packet.is_corrupt:
+                damaged += 1
+            elif packet.size:
                 yield from handlers[packet.stream.index](packet)
     except (av.FFmpegError, OSError) as e:
         notes.append(f"the other streams end early: {e}")
+    if damaged:
+        notes.append(f"{damaged} damaged packets of the other streams left out")
     for stream in wanted:
         with suppress(av.EOFError):
             yield from handlers[stream.index](None)

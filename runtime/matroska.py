@@ -36,6 +36,17 @@ def set_pixel_aspect(path: Path, aspect: Fraction) -> None:
     raise ValueError(f"{path}: no tracks found")
 
 
+def segment_end(head: bytes) -> int | None:
+    """Where the segment ends, in bytes from the beginning of the file; None where it does not say, as of a recording
+    under way, or `head`, the beginning of the file, does not reach to it."""
+    try:
+        _, start, end = next(p for p in _elements(head, 0, len(head)) if p[0] == _SEGMENT)
+    except (StopIteration, IndexError):
+        return None
+    unknown = end - start + 1 in {1 << 7 * width for width in range(1, 9)}
+    return None if unknown else end
+
+
 def _tracks(tracks: bytes, aspect: Fraction) -> bytes:
     out = bytearray(tracks)
     _, start, end = next(p for p in _elements(tracks, 0, len(tracks)) if p[0] == _TRACK)

@@ -12,7 +12,7 @@ from .errors import MediaError, UsageError
 from .files import write_aside
 from .frames import look, read
 from .media import Media, paths, read_image
-from .options import FolderOptions, PictureOptions
+from .options import AS_IT_IS, FilmOptions, FolderOptions, PictureOptions
 from .plan import Job, plan, selected
 from .report import Report
 
@@ -72,13 +72,14 @@ def write_page(
     facts: dict[str, str],
     pictures: PictureOptions,
     folder: FolderOptions,
+    film: FilmOptions = AS_IT_IS,
 ) -> None:
     """Write the page over the inputs whose translations are there, this run's and earlier ones.
 
     Args:
         file: replaced where it is such a page already.
         facts: lines for the head of the page.
-        pictures, folder: as they were for `translate`.
+        pictures, folder, film: as they were for `translate`.
 
     Raises:
         UsageError: as `plan` and `check_page`.
@@ -101,20 +102,22 @@ def write_page(
                 f.writelines(f"<li>{html.escape(event.message)}" for event in report.failed)
                 f.write("</ul>\n")
             f.write("<main>\n")
-            f.writelines(_figures(shown))
+            f.writelines(_figures(shown, film))
             f.write(_TAIL)
     except OSError as e:
         raise MediaError(f"{file}: cannot be written: {e}") from e
 
 
-def _figures(jobs: Sequence[Job]) -> Iterator[str]:
+def _figures(jobs: Sequence[Job], film: FilmOptions) -> Iterator[str]:
     for job in jobs:
         name = html.escape(job.media.relative.as_posix(), quote=True)
         try:
-            before, after = _still(job.media), _still(Media(job.target, job.media.kind, job.media.relative))
+            before, after = _still(job.media, film.start), _still(Media(job.target, job.media.kind, job.media.relative))
         except MediaError as e:
             yield f"<figure><figcaption class=failed>{html.escape(str(e))}</figcaption></figure>\n"
             continue
+        if job.media.kind == "video" and film.compare == "side":
+            after = after.crop((after.width // 2, 0, after.width, after.height))
         before.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
         after = after.resize(before.size, Image.Resampling.LANCZOS)
         yield (
@@ -125,13 +128,13 @@ def _figures(jobs: Sequence[Job]) -> Iterator[str]:
         )
 
 
-def _still(media: Media) -> Image.Image:
-    """The picture; of a video its first frame."""
+def _still(media: Media, start: float | None = None) -> Image.Image:
+    """The picture; of a video its first frame from `start` on, in s."""
     if media.kind == "image":
         return read_image(media)
     with media.open() as stream:
         seen = look(media, stream)
-        for _, pixels in read(media, stream, (seen.width, seen.height)):
+        for _, pixels in read(media, stream, (seen.width, seen.height), start=start):
             return Image.fromarray(pixels)
     raise MediaError(f"{media}: holds no frame")
 

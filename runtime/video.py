@@ -32,6 +32,7 @@ from .segments import SEGMENT, Segment, Work, delay_of, work_on
 from .stages import Stages
 from .steady import Steady
 from .upscale import resized
+from .whole import missing_bytes
 
 Made = tuple[int, Uint8, "tuple[Any, Any] | None"]
 """pts, the picture that is written, and at the end of a segment what the next one's frames need of this one's."""
@@ -83,9 +84,11 @@ def translate_video(
             except (av.FFmpegError, OSError, ValueError) as e:
                 raise MediaError(f"{target}: cannot be written: {e}{_kept(work)}") from e
             work.remove()
-    if missing and not damage:
+        lacks = missing_bytes(stream) if film.end is None else 0
+    if (missing or lacks) and not damage:
         at = float((work.last or 0) * seen.time_base)
-        damage = DamagedError(f"{media}: ends at {at:.3f} s, {missing:.0f} s before what it says: it is cut short")
+        where = f"{missing:.0f} s" if missing else f"{lacks:,} bytes"
+        damage = DamagedError(f"{media}: ends at {at:.3f} s, {where} before what it says: it is cut short")
     if damage:
         raise DamagedError(f"{damage}; {target} holds the {work.frames} frames before it") from damage
     return "; ".join(notes)

@@ -396,3 +396,14 @@ def test_hdr_is_mapped_to_sdr(bundle, tmp_path, transfer, mastered):
     grey = levels.mean(axis=1)
     assert (np.diff(grey) > 15).all() and grey[0] < 30 and grey[-1] > 245
     assert 90 < grey[3] < 130 and 160 < grey[5] < 190  # 58 cd/m² is mid-grey, and 203 paper white with room above it
+
+
+def test_a_cut_begins_with_the_frame_that_stands_on_the_screen(bundle, tmp_path):
+    """As of slides and of screens that are recorded; what is shown for less than a frame more is left out."""
+    source = write_video(tmp_path / "a.mkv", frames=6, times=[0, 40, 80, 2000, 2040, 5000])
+    for start, end, times in ((1, None, [0, 1, 1.04, 4]), (0.05, None, [0.03, 1.95, 1.99, 4.95]), (3, 4, [0])):
+        out = tmp_path / f"{start}.mkv"
+        translate(bundle, [source], out, flow=NATIVE, film=FilmOptions(start=start, end=end))
+        assert np.allclose(watch(out)[0], times, atol=0.002), watch(out)[0]
+    report = translate(bundle, [source], tmp_path / "no.mkv", flow=NATIVE, film=FilmOptions(start=9))
+    assert "holds no frame" in report.failed[0].message

@@ -1,8 +1,11 @@
 """The page of --report, as text and in a browser."""
 
+import base64
 import re
 import shutil
+from io import BytesIO
 
+import av
 import bundles
 import numpy as np
 import pytest
@@ -80,3 +83,23 @@ def test_the_slider_uncovers_the_input_in_chromium(page, tmp_path):
         chrome.save_screenshot(str(tmp_path / "page.png"))
     finally:
         chrome.quit()
+
+
+def test_a_cut_and_compared_film_is_shown_from_where_it_begins_with_its_own_half(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    bundles.write_bundle(tmp_path / "b", bundles.identity(), default_steps=1)
+    with av.open("a.mp4", "w") as out:
+        stream = out.add_stream("libx264", rate=25, options={"crf": "5"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for i in range(50):
+            pixels = np.full((48, 64, 3), (200, 0, 0) if i < 25 else (0, 0, 200), np.uint8)
+            pixels[:, :8] = 255
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        out.mux(stream.encode(None))
+    args = ["b", "a.mp4", "-o", "out", "--start", "1.2", "--compare", "side", "--report", "r.html", "--size", "native"]
+    result = CliRunner().invoke(app, ["translate", *args])
+    assert result.exit_code == 0, result.output
+    found = re.findall(r"base64,([^\"]+)", (tmp_path / "r.html").read_text())
+    before, after = (np.asarray(Image.open(BytesIO(base64.b64decode(data))), dtype=float) for data in found)
+    assert before.shape == after.shape == (48, 64, 3) and before[24, 40, 2] > 150 > before[24, 40, 0]
+    assert np.abs(before - after).mean() < 6

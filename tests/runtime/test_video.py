@@ -17,10 +17,12 @@ def scene(index, size=(64, 48)):
     return np.rint(pixels).astype(np.uint8)
 
 
-def write_video(path, frames=30, size=(64, 48), times=None, audio=None, rotation=None, codec="libx264", matrix=6):
+def write_video(
+    path, frames=30, size=(64, 48), times=None, audio=None, rotation=None, codec="libx264", matrix=6, flags="faststart"
+):
     """A video of `scene`; `times` in ms make the rate vary, `audio` names a codec for a second of noise a second."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w", options={"movflags": "faststart"} if path.suffix == ".mp4" else {}) as out:
+    with av.open(str(path), "w", options={"movflags": flags} if path.suffix == ".mp4" else {}) as out:
         video = out.add_stream(codec, rate=25, options={"crf": "8"} if codec == "libx264" else {})
         video.width, video.height, video.pix_fmt = *size, "yuv420p"
         video.codec_context.time_base = Fraction(1, 1000)
@@ -224,3 +226,37 @@ def test_a_zipped_video_is_translated(bundle, tmp_path):
     report = translate(bundle, [tmp_path / "set.zip", tmp_path / "c.png"], tmp_path / "out")
     assert sorted(e.target.name for e in report.done) == ["c.png", "clip one.mp4"] and len(report.failed) == 1
     assert len(watch(tmp_path / "out/set/clip one.mp4")[1]) == 5
+
+
+@pytest.mark.parametrize("how", ["mp4", "fragments", "mkv"])
+def test_a_film_with_sound_cut_anywhere_is_never_taken_for_whole(bundle, tmp_path, how):
+    """Where the cut goes through a packet of sound, or between two, FFmpeg ends without an error."""
+    flags, suffix = (
+        "frag_keyframe+empty_moov" if how == "fragments" else "faststart",
+        ".mkv" if how == "mkv" else ".mp4",
+    )
+    whole = write_video(tmp_path / f"whole{suffix}", frames=60, audio="aac", flags=flags)
+    through(bundle, whole, tmp_path / f"out{suffix}")
+    data = whole.read_bytes()
+    for percent in (55, 70, 80, 90, 97):
+        (tmp_path / f"cut{percent}{suffix}").write_bytes(data[: len(data) * percent // 100])
+    report = translate(bundle, sorted(tmp_path.glob("cut*")), tmp_path / "out", flow=FlowOptions(size="native"))
+    assert len(report.failed) == 5 and not len(report.done)
+    for event in report.failed:
+        frames = len(watch(event.target)[1])
+        assert 0 < frames <= 60 and f"{frames} frames before it" in event.message, event.message
+
+
+def test_a_camera_s_own_data_after_a_film_are_not_taken_for_a_part_of_it(bundle, tmp_path):
+    source = write_video(tmp_path / "a.mp4", frames=5)
+    source.write_bytes(source.read_bytes() + b"\x7f\xff\xff\xffSEFT" + bytes(20))
+    through(bundle, source, tmp_path / "b.mp4")
+
+
+def test_a_second_run_over_a_damaged_film_fails_as_the_first_and_does_nothing(bundle, tmp_path):
+    source = write_video(tmp_path / "a.mp4", frames=100)
+    source.write_bytes(source.read_bytes()[: source.stat().st_size // 2])
+    first, second = (translate(bundle, [source], tmp_path / "out") for _ in range(2))
+    assert [e.message for e in first.failed] == [e.message for e in second.failed] and len(second.failed) == 1
+    lines = (tmp_path / "out" / "translate.jsonl").read_text().splitlines()
+    assert len(lines) == 1
