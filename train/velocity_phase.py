@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..runtime.pixels import Uint8, to_uint8
 from ..runtime.sheet import sheet
@@ -139,7 +139,7 @@ def keep(run: Run, now: Learner, codec: Codec, saliency: SaliencyNet | None, jud
     best = run.is_best(judgement)
     if not due and not best:
         return
-    nets = {"codec_ema": codec, "velocity_net": now.v, "velocity_ema": now.ema}
+    nets: dict[str, nn.Module] = {"codec_ema": codec, "velocity_net": now.v, "velocity_ema": now.ema}
     nets |= {"saliency_net": saliency} if saliency else {}
     tensors = {f"{name}.{k}": w for name, net in nets.items() for k, w in net.state_dict().items()}
     if best:

@@ -9,9 +9,8 @@ from rfp.export.bundle import export_bundle
 from rfp.runtime import load_bundle
 from rfp.runtime.alignment import IDENTITY, MESH, moved, sensible
 from rfp.runtime.errors import ConfigError, UsageError
-from rfp.train import bending
+from rfp.train import bending, resolving
 from rfp.train import checkpoint as ckpt
-from rfp.train import run as run_module
 from rfp.train.alignment import FEWEST, LEAST_BEND, find_alignment, pictures, unlikeness
 from rfp.train.domains import Crop, Domain, open_domain
 from rfp.train.noise import noise_domain
@@ -179,7 +178,7 @@ def test_a_training_moves_domain_0_and_its_bundle_does_the_same(work):
 def test_going_on_keeps_what_was_found(work, monkeypatch):
     finish(job(work, **STRUCTURE))
     before = ckpt.load(ckpt.find(work / "run")).config.alignment
-    monkeypatch.setattr(run_module, "find_alignment", lambda *domains: pytest.fail("looked again"))
+    monkeypatch.setattr(resolving, "find_alignment", lambda *domains: pytest.fail("looked again"))
     assert open_run(job(work, **STRUCTURE), Listener()).config.alignment == before
     finish(job(work, **(STRUCTURE | {"train_images": 30})))
     assert ckpt.load(ckpt.find(work / "run")).config.alignment == before
