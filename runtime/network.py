@@ -51,6 +51,8 @@ def open_session(
         options.add_external_initializers_from_files_in_memory(
             list(data), list(data.values()), [*map(len, data.values())]
         )
+    # Of a graph in memory, names of external data are taken below the current folder: here nothing lies below.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the codecs need the cores between calls
     providers = [provider] if provider == DEVICES["cpu"] else [provider, DEVICES["cpu"]]
     if provider == DEVICES["cuda"]:

@@ -8,6 +8,7 @@ import onnx
 import pytest
 from rfp.runtime import BundleError, Graph, Manifest, UsageError, load_bundle
 from rfp.runtime.manifest import Latent
+from rfp.runtime.network import open_session
 from rfp.runtime.velocity import Velocity
 
 
@@ -191,6 +192,49 @@ def test_a_graph_reads_no_other_file(tmp_path, monkeypatch, location):
     monkeypatch.chdir(folder)
     with pytest.raises(BundleError, match="cannot load"):
         Velocity(load_bundle(folder))
+
+
+def external(name):
+    """Sixteen bytes of a file below the current folder, as a tensor."""
+    tensor = onnx.TensorProto(name=name, data_type=onnx.TensorProto.UINT8, dims=[16])
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", "sub/secret.bin"), ("offset", "0"), ("length", "16")):
+        tensor.external_data.add(key=key, value=value)
+    return tensor
+
+
+def reading(how):
+    """A graph that puts the bytes of a file into its result, in a way that no optimiser looks at while it is loaded."""
+    node, value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    kind = onnx.TensorProto
+    held, inner = [external("k")], []
+    before = {
+        "cast": [node("Identity", ["k"], ["kk"])],
+        "gather": [node("Cast", ["t"], ["i"], to=kind.INT64), node("Gather", ["k", "i"], ["kk"], axis=0)],
+        "constant": [node("Constant", [], ["kk"], value=external("k"))],
+    }.get(how)
+    if how == "if":
+        there, zeros = value("a", kind.UINT8, [16]), onnx.helper.make_tensor("z", kind.UINT8, [16], [0] * 16)
+        leaf = onnx.helper.make_graph([node("Identity", ["k"], ["a"])], "then", [], [there], [external("k")])
+        none = onnx.helper.make_graph([node("Identity", ["z"], ["a"])], "else", [], [there], [zeros])
+        asked = [node("Less", ["t", "big"], ["c"]), node("Squeeze", ["c"], ["d"])]
+        before = [*asked, node("If", ["d"], ["kk"], then_branch=leaf, else_branch=none)]
+        inner = [onnx.helper.make_tensor("big", kind.FLOAT, [1], [5.0])]
+    nodes = [*before, node("Cast", ["kk"], ["f"], to=kind.FLOAT), node("Add", ["x", "f"], ["y"])]
+    held = inner + (held if how in ("cast", "gather") else [])
+    takes, gives = [value("x", kind.FLOAT, [16]), value("t", kind.FLOAT, [1])], [value("y", kind.FLOAT, [16])]
+    graph = onnx.helper.make_graph(nodes, "g", takes, gives, held)
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+
+
+@pytest.mark.parametrize("how", ["cast", "gather", "if", "constant"])
+def test_a_graph_puts_no_other_file_into_its_result(tmp_path, monkeypatch, how):
+    """ONNX Runtime takes names in a graph that is in memory for files below the current folder, whatever uses them."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "secret.bin").write_bytes(b"S" * 16)
+    with pytest.raises(BundleError, match="cannot load"):
+        open_session(reading(how).SerializeToString(), tmp_path / "velocity.onnx")
 
 
 def test_a_device_that_is_not_there_is_an_error_never_the_cpu(folder):
