@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from .net_config import Augmentation, Channels, DoesNotFit, Positive, Strict, Weight
+from .net_config import Augmentation, Batch, Channels, Count, DoesNotFit, Positive, Strict, Weight
 
 
 class IdentityConfig(Strict):
@@ -60,16 +60,16 @@ class VAEConfig(Strict):
         "vgg16", description="torchvision's net whose features are compared."
     )
     perceptual_weights: str | None = Field(None, description="Its ImageNet weights: a state-dict file.")
-    train_batch_size: Annotated[int, Field(ge=2, multiple_of=2)] = Field(
+    train_batch_size: Annotated[int, Field(ge=2, le=1 << 20, multiple_of=2)] = Field(
         32, description="Pictures per optimiser step of phase 0, half of them from each domain."
     )
-    train_minibatch_size: Positive = Field(16, description="Pictures in memory at once; gradients are summed up.")
+    train_minibatch_size: Batch = Field(16, description="Pictures in memory at once; gradients are summed up.")
     train_images: Positive = Field(1_000_000, description="Pictures to train the codec on, in all.")
     learning_rate: Annotated[float, Field(gt=0)] = Field(2e-4, description="AdamW's rate for the codec.")
     learning_rate_schedule: Literal["constant", "cosine"] = Field(
         "cosine", description="`cosine` falls to 1 % of the rate by the last step."
     )
-    warmup_images: Annotated[int, Field(ge=0)] = Field(5000, description="Pictures over which the rate rises from 0.")
+    warmup_images: Count = Field(5000, description="Pictures over which the rate rises from 0.")
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.999, description="Of the codec's averaged weights, per step. The average is what later phases use."
     )

@@ -60,7 +60,7 @@ def train_codec(run: Run) -> Codec:
         ckpt.adopt(ema, resumed.part("codec_ema"))
         if run.resumed_state:
             ckpt.restore_optimizers(run.resumed_state, optimizer)
-            step, reached = resumed.step, resumed.metrics["psnr"]
+            step, reached = resumed.step, resumed.metrics.get("psnr", 0.0)
 
     def save(done: bool) -> None:
         nets = {"codec_net": net, "codec_ema": ema}
@@ -159,8 +159,8 @@ def reconstruct(run: Run, codec: VAE, pictures: Uint8) -> Uint8:
 
 def measure(run: Run, codec: VAE, pictures: Uint8) -> tuple[Tensor, Tensor]:
     """Mean and deviation of each channel of z over pictures uint8 [N, H, W, 3]: [C] each."""
-    z = encode(codec, run.tensor(pictures), codec.config.train_minibatch_size).double()
-    return z.mean(dim=(0, 2, 3)).float().cpu(), z.std(dim=(0, 2, 3), correction=0).float().cpu()
+    z = encode(codec, run.tensor(pictures), codec.config.train_minibatch_size).cpu().double()
+    return z.mean(dim=(0, 2, 3)).float(), z.std(dim=(0, 2, 3), correction=0).float()
 
 
 def write_samples(run: Run, codec: VAE, step: int) -> None:

@@ -15,7 +15,9 @@ from ..runtime.alignment import IDENTITY, LENGTHS, Alignment, sensible
 from .codec_config import IdentityConfig, VAEConfig
 from .net_config import (
     Augmentation,
+    Batch,
     ConvSaliencyNet,
+    Count,
     DiTConfig,
     DoesNotFit,
     Positive,
@@ -35,10 +37,12 @@ class RFPix2pixModel(Strict):
 
     type: Literal["RFPix2pixModel"] = "RFPix2pixModel"
     schema_: str | None = Field(None, alias="$schema", description="For editors; ignored.", exclude=True)
-    max_size: Positive = Field(128, description="Side of the square training crops, pixels.")
-    sample_batch_size: Positive = Field(8, description="Pictures in each sample grid.")
-    train_batch_size: Positive = Field(16, description="Pairs per optimiser step, all processes together.")
-    train_minibatch_size: Positive = Field(16, description="Pairs in a process's memory at once; gradients add up.")
+    max_size: Annotated[int, Field(ge=1, le=16384)] = Field(
+        128, description="Side of the square training crops, pixels."
+    )
+    sample_batch_size: Annotated[int, Field(ge=1, le=4096)] = Field(8, description="Pictures in each sample grid.")
+    train_batch_size: Batch = Field(16, description="Pairs per optimiser step, all processes together.")
+    train_minibatch_size: Batch = Field(16, description="Pairs in a process's memory at once; gradients add up.")
     train_images: Positive = Field(2_000_000, description="Pairs to train the velocity on, if `max_epochs` allows.")
     max_epochs: Positive | None = Field(
         None,
@@ -59,7 +63,7 @@ class RFPix2pixModel(Strict):
     learning_rate_schedule: Literal["constant", "cosine"] = Field(
         "cosine", description="`cosine` falls to 1 % of the rate by the last step."
     )
-    warmup_images: Annotated[int, Field(ge=0)] = Field(1_000, description="Pairs over which the rate rises from 0.")
+    warmup_images: Count = Field(1_000, description="Pairs over which the rate rises from 0.")
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None,
         description="Share of the features inside each block of the velocity net that training leaves out, drawn anew "
@@ -190,7 +194,7 @@ class RFPix2pixModel(Strict):
         description="A file of DINOv2's weights, by torch.hub's or Hugging Face's key names, in place of those in "
         "Hugging Face's cache or on its hub.",
     )
-    re_pairings: Annotated[int, Field(ge=0)] = Field(
+    re_pairings: Count = Field(
         3,
         description="How many times, evenly spread over the training, pictures of a structure coupling are paired "
         "anew, with the real ones nearest to what the averaged net makes of them; fewer where that would take long.",
@@ -220,7 +224,7 @@ class RFPix2pixModel(Strict):
     )
     fused_adamw: bool = Field(True, description="Update all weights that are AdamW's in one kernel.")
     log_every: Positive = Field(50, description="Steps between lines of metrics.jsonl.")
-    eval_every: Annotated[int, Field(ge=0)] = Field(
+    eval_every: Count = Field(
         0,
         description="Steps between judgements on pictures held out of training (a tenth, 256 at most); the "
         "checkpoint of the lowest KID is kept as best.safetensors. 0: none are held out.",
@@ -231,10 +235,10 @@ class RFPix2pixModel(Strict):
     sample_every: Positive = Field(500, description="Steps between sample grids.")
     checkpoint_every: Positive = Field(500, description="Steps between checkpoints.")
     keep_checkpoints: Positive = Field(2, description="Newest checkpoints kept; older ones of the run are replaced.")
-    cache_megabytes: Annotated[int, Field(ge=0)] = Field(
+    cache_megabytes: Count = Field(
         1024, description="Memory for decoded pictures per domain; what does not fit is decoded again."
     )
-    frame_cache_gigabytes: Weight = Field(
+    frame_cache_gigabytes: Annotated[float, Field(ge=0, le=1e6)] = Field(
         20.0, description="Disk for decoded videos, of all runs together; frames that nothing uses make room."
     )
     frame_stride: Positive = Field(1, description="Take every n-th frame of videos: 1 takes all.")

@@ -25,6 +25,7 @@ FREE_TO_CHANGE = frozenset(
         "cache_megabytes",
         "frame_cache_gigabytes",
         "num_inference_steps",
+        "train_minibatch_size",
         "channels_last",
         "compile",
         "fused_adamw",

@@ -1,16 +1,18 @@
 """How good the averaged weights are on pictures that training never sees, while it trains (`eval_every`)."""
 
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from ..runtime.distances import kernel_distance
-from ..runtime.features import FeatureNet, apart, describe, in_units_of, outlines
+from ..runtime.features import FeatureNet, apart, describe, in_units_of, onnx_features, outlines
 from ..runtime.metrics import psnr
 from ..runtime.pixels import Uint8, to_uint8
 from . import ranks
 from .codec import Codec, decode, encode
+from .config import RFPix2pixModel
 from .domains import Crop, Domain
 from .noise import Noise
 from .run import Run
@@ -47,7 +49,7 @@ def _figures(run: Run, codec: Codec, ema: VelocityNet) -> dict[str, float]:
         z1 = integrate_net(ema, z.to(device, memory_format=run.memory_format), run.config.num_inference_steps)
         out.append(to_uint8(decode(codec, z1, n).cpu().numpy()))
     made = np.concatenate(out)
-    net = _net(run.config.eval_features, str(device)) if run.config.eval_features else None
+    net = eval_net(run.config, device)
     x, y = describe(net, made).vectors, describe(net, real).vectors
     if net is None:
         y, x = in_units_of(y, x)
@@ -63,8 +65,13 @@ def _squares(domain: Domain) -> Uint8:
     return np.stack([domain.crop(i, Crop()) for i in range(len(domain))])
 
 
+def eval_net(config: RFPix2pixModel, device: torch.device) -> FeatureNet | None:
+    """The feature network that judges, if the config names one. Raises UsageError, BundleError."""
+    return _net(config.eval_features, device.type) if config.eval_every and config.eval_features else None
+
+
 @cache
 def _net(name: str, device: str) -> FeatureNet:
     from .feature_nets import load_features
 
-    return load_features(name, device.partition(":")[0])
+    return onnx_features(Path(name).expanduser()) if name.lower().endswith(".onnx") else load_features(name, device)

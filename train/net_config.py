@@ -5,7 +5,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Augmentation = Literal["color_jitter", "grayscale", "hflip", "random_erasing"]
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, le=1 << 40)]
+Count = Annotated[int, Field(ge=0, le=1 << 40)]
+Batch = Annotated[int, Field(ge=1, le=1 << 20)]
 Weight = Annotated[float, Field(ge=0)]
 Channels = Annotated[int, Field(ge=1, le=16384)]
 """Bounded, like every size of a net: a config comes with a checkpoint, which may come from a stranger."""

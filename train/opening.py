@@ -14,6 +14,7 @@ from .device import pick_device
 from .domains import Domain, hold_out, open_domain, part
 from .frame_cache import GIGABYTE, FrameCache
 from .job import Job, read_run, same_nets, same_training, with_recorded_parts
+from .judging import eval_net
 from .logs import check_loggers
 from .noise import RANDOM, Noise, noise_domain
 from .parts import take_parts
@@ -35,6 +36,7 @@ def open_run(job: Job, report: Reporter, dry_run: bool = False) -> Run:
     check_loggers(job.log)
     if job.config.mixed_precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
         raise UsageError("mixed_precision bf16: this GPU does not compute in it; --set mixed_precision=no")
+    eval_net(job.config, device)
     own = ckpt.checkpoints(job.folder)
     start = own[-1] if own else job.start
     resumed = ckpt.load(start) if start else None

@@ -7,7 +7,7 @@ import hashlib
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -115,7 +115,7 @@ def load_classifier(path: Path, device: str = "auto") -> Classifier:
     def probabilities(crops: Uint8) -> list[float]:
         z = encode(codec, torch.from_numpy(to_float(crops)).to(where), checkpoint.config.train_minibatch_size)
         logits: torch.Tensor = net(z)
-        return [float(p) for p in logits.double().softmax(dim=1)[:, 1]]
+        return [float(p) for p in logits.cpu().double().softmax(dim=1)[:, 1]]
 
     taught = 1 - checkpoint.config.saliency_label_smoothing / 2
     return Classifier(probabilities, checkpoint.config.max_size, identity.hexdigest(), taught)
@@ -238,6 +238,11 @@ def _load(task: Media | Frame | Failure, size: int, max_size: int | None, held: 
     """Read, hash and crop one source; in a thread."""
     if isinstance(task, Failure):
         return task
+    with nullcontext() if isinstance(task, Frame) else task.room():
+        return _picture(task, size, max_size, held)
+
+
+def _picture(task: Media | Frame, size: int, max_size: int | None, held: Sorted) -> Picture | Failure:
     try:
         if isinstance(task, Frame):
             source, suffix = f"{task.media}@{task.seconds:.3f}s", ".png"

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import torch
+
+from ..runtime.errors import TrainingError
 from ..runtime.files import write_json, write_text
 from . import checkpoint as ckpt
 from . import ranks
@@ -26,7 +29,7 @@ def train(job: Job, report: Reporter) -> Path:
 
     Raises:
         UsageError, CheckpointError, MediaError: before any work.
-        TrainingError: the classifier is blind, or a loss is not finite.
+        TrainingError: the classifier is blind, a loss is not finite, or the device's memory is full.
         Interrupted: Ctrl-C or SIGTERM, after saving.
     """
     job = with_recorded_parts(job)
@@ -50,11 +53,18 @@ def train(job: Job, report: Reporter) -> Path:
             ending.callback(log.close)
         if job.only and job.only != "velocity" and run.finished(job.only):
             run.report.note(f"already trained: the {job.only} phase")
-        codec = train_codec(run)
-        if job.only != "codec":
-            net = train_saliency(run, codec) if run.config.saliency_loss_weight else None
-            if job.only != "saliency":
-                train_velocity(run, codec, net)
+        try:
+            codec = train_codec(run)
+            if job.only != "codec":
+                net = train_saliency(run, codec) if run.config.saliency_loss_weight else None
+                if job.only != "saliency":
+                    train_velocity(run, codec, net)
+        except torch.OutOfMemoryError as e:
+            raise TrainingError(
+                f"{run.device}: its memory does not hold the training; the same command with a smaller --set "
+                f"train_minibatch_size (now {run.config.train_minibatch_size}) goes on from the last checkpoint, and "
+                "learns the same"
+            ) from e
     return run.folder
 
 

@@ -45,6 +45,7 @@ def velocity_step(
     z = noise_between(run, x0, step) if config.bridge_noise and not critics and not ends else None
     scales = Scales(*(s * (len(x0) / size) for s in measure_scales(h, x0, x1, t, n, huber)))
     ranks.add(scales)
+    scales = Scales(*(s.where(s > 0, torch.ones_like(s)) for s in scales))  # 0 where all pairs are of the same picture
 
     def terms(i: slice) -> tuple[Tensor, ...]:
         there, a0, a1 = partial(v, place=place[i]), x0[i], x1[i]

@@ -5,6 +5,7 @@ import signal
 
 import pytest
 import torch
+from onnx import helper
 from rfp.runtime import UsageError
 from rfp.train import checkpoint as ckpt
 from rfp.train.domains import open_domain
@@ -106,3 +107,18 @@ def test_a_distillation_is_judged_against_its_pairs_too(work):
     )
     lines = (work / "pairs" / "metrics.jsonl").read_text()
     assert listener.steps and '"held_out_psnr"' in lines
+
+
+def test_what_judges_is_opened_before_any_training_and_may_be_an_onnx_graph(work, tmp_path):
+    for name in ("nowhere.onnx", "nowhere.pt"):
+        with pytest.raises(UsageError, match="nowhere"):
+            train(job(work, tmp_path / "run", **JUDGED | {"eval_features": str(tmp_path / name)}), Listener())
+        assert not (tmp_path / "run").exists()
+    pool = helper.make_node("AveragePool", ["x"], ["y"], kernel_shape=[4, 4], strides=[4, 4])
+    x, y = (helper.make_tensor_value_info(name, 1, [None, 3, n, n]) for name, n in (("x", 16), ("y", 4)))
+    graph = tmp_path / "features.onnx"
+    opset = [helper.make_opsetid("", 20)]
+    model = helper.make_model(helper.make_graph([pool], "g", [x], [y]), opset_imports=opset, ir_version=10)
+    graph.write_bytes(model.SerializeToString())
+    finish(job(work, tmp_path / "run", **JUDGED | {"eval_features": str(graph), "train_images": 10}))
+    assert list(judged(tmp_path / "run")) == [2]

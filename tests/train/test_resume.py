@@ -502,3 +502,31 @@ def test_a_coupling_may_be_said_in_another_way(work):
     assert ckpt.load(ckpt.find(work / "run")).step == 6
     with pytest.raises(UsageError, match="structure_pairing differ"):
         finish(job(work, "run", structure_pairing=False, coupling=None))
+
+
+def test_pairs_of_the_same_picture_stop_no_training(work, tmp_path):
+    """Nothing is to be learned of them, and no error is measured by their distance, which is none."""
+    settings = {"coupling": "paired", "saliency_loss_weight": 0, "train_batch_size": 1, "train_minibatch_size": 1}
+    inputs = (work / "dark",)
+    finish(Job(tiny(**settings | {"train_images": 4}), inputs, inputs, tmp_path / "same", device="cpu"))
+    figures = [json.loads(line) for line in (tmp_path / "same" / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["flow"] < 1e-3 for line in figures if "flow" in line)
+
+
+def test_a_run_goes_on_with_a_smaller_minibatch_and_learns_the_same(work, tmp_path):
+    """As where the memory of a GPU does not hold the one that was asked for."""
+    whole, half = (job(work, tmp_path / name, saliency_loss_weight=0) for name in ("whole", "half"))
+    finish(whole)
+    interrupted(half, ("velocity", 3))
+    finish(replace(half, config=half.config.model_copy(update={"train_minibatch_size": 1})))
+    one, two = (ckpt.load(ckpt.find(tmp_path / name)).part("velocity_net") for name in ("whole", "half"))
+    assert all(torch.allclose(one[k], two[k], atol=1e-4) for k in one)
+
+
+def test_a_full_device_is_said_with_what_to_do(work, tmp_path, monkeypatch):
+    def full(*args, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr("rfp.train.velocity_phase.velocity_step", full)
+    with pytest.raises(TrainingError, match=r"--set train_minibatch_size \(now 2\)"):
+        train(job(work, tmp_path / "full", saliency_loss_weight=0), Listener())
