@@ -1,11 +1,11 @@
 """`rfp info`: what a bundle, a checkpoint or a run is."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ..runtime.files import json_text
 from .report import one_line
 
 
@@ -23,7 +23,7 @@ def info(
     from ..runtime.description import describe
 
     values = describe(path)
-    typer.echo(json.dumps(values, indent=2, ensure_ascii=False) if as_json else "\n".join(_lines(values)))
+    typer.echo(json_text(values, indent=2) if as_json else "\n".join(_lines(values)))
     graphs = values.get("manifest", {}).get("graphs", [])
     if any(graph.get("state", "whole") != "whole" for graph in graphs):
         raise typer.Exit(1)
@@ -70,7 +70,8 @@ def _alignment(a: list[float]) -> str:
 
 def _graph(graph: dict[str, Any]) -> str:
     parity, size = graph.get("parity", {}), graph["bytes"] + (graph.get("data") or {"bytes": 0})["bytes"]
-    figures = f"{parity['psnr']:.1f} dB, {parity['grey_levels']:.0f} grey levels to PyTorch" if "psnr" in parity else ""
+    known = {"psnr", "grey_levels"} <= parity.keys()
+    figures = f"{parity['psnr']:.1f} dB, {parity['grey_levels']:.0f} grey levels to PyTorch" if known else ""
     remarks = [
         "BELOW ITS FLOOR" if graph["below_floor"] else "",
         graph["state"].upper() if graph.get("state", "whole") != "whole" else "",

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from .. import __version__
@@ -95,7 +96,10 @@ def open_source(
 
 
 def _pictures(checkpoint: ckpt.Checkpoint, path: Path) -> tuple[Uint8, Uint8]:
-    samples = {name: x.numpy() for name, x in checkpoint.part("samples").items()}
+    found = checkpoint.part("samples")
+    if not all(x.dtype == torch.uint8 and x.ndim == 4 and x.shape[3] == 3 and x.numel() for x in found.values()):
+        raise CheckpointError(f"{path}: its sample pictures are damaged; wanted uint8 [N, H, W, 3]")
+    samples = {name: x.numpy() for name, x in found.items()}
     if checkpoint.generative and "domain1" in samples:
         samples["domain0"] = samples["domain1"][:0]
     if {"domain0", "domain1"} - samples.keys():

@@ -154,7 +154,13 @@ def _graph(folder: Path, manifest: Manifest, role: str, precision: str) -> Graph
 
 def _checked(file: Path, sha256: str, size: int) -> bytes:
     """The bytes of a file as they were when it was exported."""
-    data = _read(file, f"{MANIFEST_FILE} lists it; copy the whole bundle folder")
+    hint = f"{MANIFEST_FILE} lists it; copy the whole bundle folder"
+    if file.is_file() and (there := file.stat().st_size) > size:
+        raise BundleError(
+            f"{file}: damaged or changed since its export: {there:,} bytes, {MANIFEST_FILE} says {size:,}; "
+            "copy the bundle again"
+        )
+    data = _read(file, hint)
     if (found := hashlib.sha256(data).hexdigest()) != sha256:
         raise BundleError(
             f"{file}: damaged or changed since its export: {len(data):,} bytes, sha256 {found[:12]}…, "
@@ -199,5 +205,6 @@ def _read(path: Path, hint: str) -> bytes:
         if path.exists() and not path.is_file():  # a pipe would be waited for, and a device never ends
             raise BundleError(f"{path}: is no file; {hint}")
         return path.read_bytes()
-    except (OSError, ValueError) as e:
-        raise BundleError(f"{path}: cannot be read ({getattr(e, 'strerror', None) or e}); {hint}") from e
+    except (OSError, ValueError, MemoryError, OverflowError) as e:
+        why = getattr(e, "strerror", None) or str(e) or type(e).__name__
+        raise BundleError(f"{path}: cannot be read ({why}); {hint}") from e

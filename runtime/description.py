@@ -2,6 +2,7 @@
 
 import json
 import math
+import operator
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +43,18 @@ def _bundle(folder: Path) -> dict[str, Any]:
     manifest = read_manifest(folder)
     values = _values(manifest)
     for graph, entry in zip(manifest.graphs, values["graphs"], strict=True):
-        states = [_state(folder / part.file, part.sha256) for part in (graph, graph.data) if part]
+        packed = graph.format == "coreml"
+        states = [_state(folder / part.file, part.sha256, packed) for part in (graph, graph.data) if part]
         entry["state"] = next((state for state in states if state != "whole"), "whole")
     return {"kind": "bundle", "path": str(folder), "manifest": values}
 
 
-def _state(file: Path, sha256: str) -> str:
+def _state(file: Path, sha256: str, packed: bool) -> str:
     if not file.exists():
         return "missing"
     try:
+        if packed != file.is_dir() or (packed and file.is_symlink()):  # a link may lead to any folder, and all in it
+            return "damaged"
         return "whole" if digest(file)[0] == sha256 else "damaged"
     except OSError as e:
         raise BundleError(f"{file}: cannot be read ({e.strerror or e})") from e
@@ -115,7 +119,7 @@ def checkpoint(path: Path) -> dict[str, Any]:
         said["domains"] = [str(domain) for domain in said["domains"]]
         if len(said["domains"]) != 2 or not all(isinstance(said[k], dict) for k in ("metrics", "config")):
             raise ValueError("domains, metrics or config")
-    except (KeyError, TypeError, ValueError, RecursionError) as e:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as e:
         raise CheckpointError(
             f"{path}: a safetensors file, but not a checkpoint of rfp ({type(e).__name__}: {e})"
         ) from e
@@ -133,7 +137,7 @@ def _header(path: Path) -> dict[str, Any]:
                     f"{path}: not a safetensors file, or cut off: a header of {length:,} bytes in {size:,}"
                 )
             header: dict[str, Any] = json.loads(f.read(length))
-        ends = [t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"]
+        ends = [operator.index(t["data_offsets"][1]) for name, t in header.items() if name != "__metadata__"]
     except OSError as e:
         raise CheckpointError(f"{path}: cannot be read ({e.strerror or e})") from e
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as e:

@@ -119,7 +119,7 @@ def _reading(task: Task) -> Iterator[None]:
 
 def _decode(job: Job, flow: Flow, ledger: Ledger, overwrite: bool, kept: Room) -> Task:
     task, timed = Task(job), flow.stages.timed
-    with _reading(task):
+    with _reading(task), job.media.room():
         with timed("read"):
             if not overwrite and (why := ledger.why_not(job)) is not None:
                 task.skipped = why
@@ -200,7 +200,7 @@ def _animation(task: Task, flow: Flow) -> Task:
     media, suffix = task.job.media, task.job.target.suffix
     shown = Frames()
     with _reading(task):
-        with open_image(media.open(), str(media)) as image:
+        with media.room(), open_image(media.open(), str(media)) as image:
             shown.plays, shown.poster = plays(image), bool(image.info.get("default_image"))
             size = flow.fit(*image.size) if flow.upscale == "none" else image.size
             check_room(str(media), getattr(image, "n_frames", 1), *size)

@@ -273,7 +273,7 @@ def _is_int(value: Any, low: int, high: int) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return _is_int(value, -(1 << 63), 1 << 63) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _are_figures(value: Any) -> bool:

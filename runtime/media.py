@@ -30,6 +30,8 @@ Image.core.set_block_size(1 << 26)  # type: ignore[attr-defined]
 _ORIENTATION = 0x0112
 MAX_MEMBER_BYTES = 1 << 30
 """Bytes of the largest zip member that is read, as unpacked."""
+LARGE_MEMBER = 1 << 26
+"""Bytes above which members are read one at a time: a zip of a few megabytes can claim this limit for each thread."""
 MAX_MEMBERS = 5_000_000
 
 
@@ -49,6 +51,14 @@ class Media:
     def __str__(self) -> str:
         return str(self.path) if self.member is None else f"{self.path}::{self.member}"
 
+    def room(self) -> AbstractContextManager[object]:
+        """While a zip's member above LARGE_MEMBER is open: it waits until no other such one is, in any thread."""
+        try:
+            large = self.member is not None and _archive(self.path).getinfo(self.member).file_size > LARGE_MEMBER
+        except Exception:  # said by `open`, and zipfile raises half a dozen kinds
+            large = False
+        return _large_member if large else nullcontext()
+
     def open(self) -> BinaryIO:
         """Open for reading, seekable. Raises MediaError where the file or member is not readable."""
         try:
@@ -64,7 +74,7 @@ class Media:
 _zips: dict[tuple[int, Path, int, int], zipfile.ZipFile] = {}
 """The zips that this process has open, the one last used at the end."""
 _zips_lock = threading.Lock()
-_large = threading.RLock()
+_large, _large_member = threading.RLock(), threading.RLock()
 ZIPS_OPEN = 64
 """Zips that are kept open."""
 
@@ -116,10 +126,11 @@ def read_image(source: Media | Path | BinaryIO, name: str | None = None) -> Imag
     if isinstance(source, Path):
         source = Media(source, "image", PurePosixPath(source.name))
     name = name or str(source)
-    stream = source.open() if isinstance(source, Media) else source
-    with open_image(stream, name) as image, alone(image.width * image.height):
-        image.load()
-        return upright_rgb(image)
+    with source.room() if isinstance(source, Media) else nullcontext():
+        stream = source.open() if isinstance(source, Media) else source
+        with open_image(stream, name) as image, alone(image.width * image.height):
+            image.load()
+            return upright_rgb(image)
 
 
 def alone(pixels: int) -> AbstractContextManager[object]:
@@ -164,8 +175,9 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         return image
     if image.mode.startswith("F"):
         raise MediaError("holds floating-point numbers, whose range no file says; save it with 8 or 16 bits")
-    values = np.asarray(image, dtype=np.float64) * (255 / 65535)
-    return Image.fromarray(np.rint(np.clip(values, 0, 255)).astype(np.uint8))
+    values = np.asarray(image).astype(np.float32)
+    values *= 255 / 65535
+    return Image.fromarray(np.rint(np.clip(values, 0, 255, out=values), out=values).astype(np.uint8))
 
 
 def _over_white(image: Image.Image) -> Image.Image:

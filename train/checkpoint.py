@@ -161,6 +161,8 @@ def load(path: Path) -> Checkpoint:
         if about["format"] != FORMAT:
             raise CheckpointError(f"{path}: checkpoint format {about['format']}, this rfp reads {FORMAT}; update rfp")
         zero, one = (str(d) for d in about["domains"])
+        if min(about["step"], about["seed"]) < 0:
+            raise ValueError(f"step {about['step']}, seed {about['seed']}")
         about["config"].setdefault("optimizer", "adamw")  # checkpoints from before there was Muon do not say
         net = about["config"]["velocity_net"]
         if net["type"] == "UNet":
@@ -195,8 +197,8 @@ def _read(path: Path) -> tuple[Tensors, str | None]:
             # Copies, as aligned as tensors of torch's own: kernels round differently on the file's odd addresses.
             tensors = {k: f.get_tensor(k).clone() for k in f.keys()}  # noqa: SIM118
             return tensors, (f.metadata() or {}).get("rfp")
-    except (SafetensorError, OSError, ValueError) as e:
-        raise CheckpointError(f"{path}: not a readable safetensors file: {e}") from e
+    except (SafetensorError, OSError, ValueError, MemoryError) as e:
+        raise CheckpointError(f"{path}: not a readable safetensors file: {e or type(e).__name__}") from e
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -209,7 +211,7 @@ def checkpoints(run: Path) -> list[Path]:
             with safe_open(path, framework="pt") as f:
                 about = json.loads((f.metadata() or {})["rfp"])
             found.append(((PHASES.index(about["phase"]), int(about["step"])), path))
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue  # not one of ours
     return [path for _, path in sorted(found)]
 
@@ -261,7 +263,7 @@ def restore_optimizers(tensors: Tensors, *optimizers: torch.optim.Optimizer) -> 
         for key, value in tensors.items():
             _, place, name = key.split(".")
             optimizer, i, p = places[int(place)]
-            if name != "step" and value.shape != p.shape:
+            if value.shape != (torch.Size() if name == "step" else p.shape):
                 raise ValueError
             # Files hold NCHW; the fused kernel takes memory as it lies, whatever the strides.
             moment = value if name == "step" else torch.empty_like(p.detach(), device="cpu").copy_(value)

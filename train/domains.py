@@ -238,7 +238,7 @@ def _header_problem(media: Media) -> str | None:
     if media.kind == "video":
         return None
     try:
-        with media.open() as stream, Image.open(stream, formats=IMAGE_FORMATS) as image:
+        with media.room(), media.open() as stream, Image.open(stream, formats=IMAGE_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 return f"{media}: {image.width}×{image.height} pixels, above the limit of {MAX_PIXELS:,}"
     except MediaError as e:

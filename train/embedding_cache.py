@@ -181,7 +181,7 @@ def _stamp(media: Media) -> tuple[int, int]:
 def _md5(media: Media) -> str:
     try:
         md5 = hashlib.md5(usedforsecurity=False)
-        with media.open() as stream:
+        with media.room(), media.open() as stream:
             while part := stream.read(1 << 20):
                 md5.update(part)
         return md5.hexdigest()

@@ -90,5 +90,5 @@ def saved(run: Run) -> ckpt.Tensors:
 
 def _fits(near: Tensor, rows: int, others: int) -> bool:
     """Whether these are indices [rows, K] of `others` pictures: a checkpoint may come from a stranger."""
-    whole = near.dim() == 2 and len(near) == rows and near.numel() > 0 and not near.is_floating_point()
+    whole = near.dim() == 2 and len(near) == rows and near.numel() > 0 and near.dtype == torch.int64
     return whole and int(near.min()) >= 0 and int(near.max()) < others

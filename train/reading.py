@@ -3,6 +3,7 @@
 import difflib
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -64,8 +65,7 @@ def parse_json(text: str, where: str) -> dict[str, Any]:
     """A JSON object; a key given twice is a mistake, not a silent choice."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [k for k, _ in pairs]
-        if twice := {k for k in keys if keys.count(k) > 1}:
+        if twice := [k for k, n in Counter(k for k, _ in pairs).items() if n > 1]:
             raise ConfigError(f"{where}: {', '.join(sorted(twice))} given twice")
         return dict(pairs)
 

@@ -169,8 +169,10 @@ def load_weights_file(path: Path) -> dict[str, Tensor]:
 
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:  # damaged files raise a dozen kinds
-        raise UsageError(f"{path}: not a state dict that can be read safely: {str(e).splitlines()[0]}") from e
+    except Exception as e:  # damaged files raise a dozen kinds, and torch advises to run their code
+        raise UsageError(
+            f"{path}: not a state dict of tensors that can be read without running its code ({type(e).__name__})"
+        ) from e
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise UsageError(f"{path}: expected a state dict of tensors, found {type(state).__name__}")
     return state

@@ -44,7 +44,8 @@ def train_saliency(run: Run, codec: Codec) -> SaliencyNet:
         ckpt.adopt(net, resumed.part("saliency_net"))
     if resumed and run.resumed_state:
         ckpt.restore_optimizers(run.resumed_state, optimizer)
-        step, reached, frozen = resumed.step, resumed.metrics["accuracy"], bool(resumed.metrics["frozen"])
+        step, reached = resumed.step, resumed.metrics.get("accuracy", 0.0)
+        frozen = bool(resumed.metrics.get("frozen", 0.0))
 
     (learn0, judge0), (learn1, judge1) = (
         _hold_out(run, codec, domain, place) for place, domain in enumerate(run.pictures)

@@ -100,6 +100,12 @@ def header(text):
         header('{"__metadata__": {"rfp": "{}"}}'),
         header('{"__metadata__": {"rfp": "[]"}}'),
         header('{"__metadata__": 3}'),
+        header('{"a": {"dtype": "F32", "shape": [1], "data_offsets": ["a", "b"]}}'),
+        header('{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, null]}}'),
+        header('{"__metadata__": {"rfp": "{\\"phase\\": \\"velocity\\", \\"step\\": Infinity}"}}'),
+        header(
+            json.dumps({"__metadata__": {"rfp": '{"phase": "codec"}'}, "a": {"shape": [1e999], "data_offsets": [0, 0]}})
+        ),
         header(
             json.dumps(
                 {

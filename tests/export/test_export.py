@@ -224,6 +224,12 @@ def test_a_checkpoint_that_holds_no_velocity_or_no_samples_is_refused(run, tmp_p
     ckpt.save(tmp_path / "w.safetensors", replace(whole, tensors=without), {})
     with pytest.raises(CheckpointError, match="no sample pictures"):
         export_bundle(tmp_path / "w.safetensors", tmp_path / "b")
+    good = torch.zeros(2, 16, 16, 3, dtype=torch.uint8)
+    for odd in (good[:0], good[..., :1], good[0, 0, 0], good[0], good.float(), good.long(), good.bfloat16()):
+        tensors = whole.tensors | {"samples.domain0": odd}
+        ckpt.save(tmp_path / "w.safetensors", replace(whole, tensors=tensors), {})
+        with pytest.raises(CheckpointError, match="sample pictures are damaged"):
+            export_bundle(tmp_path / "w.safetensors", tmp_path / "b")
     with pytest.raises(UsageError, match="nowhere"):
         export_bundle(tmp_path / "nowhere", tmp_path / "b")
     assert not (tmp_path / "b").exists()

@@ -1,6 +1,7 @@
 """Zips as data: what is passed over, what is refused, and threads that read from one."""
 
 import struct
+import time
 import tracemalloc
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -135,3 +136,28 @@ def test_a_plan_holds_the_names_of_its_files_and_little_else(tmp_path):
     assert len(jobs) == 2000 and jobs[1999].target == tmp_path / "out" / "picture 1999.png"
     held = sum(trace.size for trace in ours.traces)  # without Python's own table of interned names
     assert held < 100 * len(jobs)  # bytes; as objects, with their paths, they took 1,400 each
+
+
+def test_large_members_are_in_memory_one_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(media, "LARGE_MEMBER", 100)
+    path = write_zip(tmp_path / "z.zip", {f"{i}.png": bytes(1000) for i in range(6)} | {"small.png": bytes(50)})
+    at_once, most = [0], [0]
+
+    def unpack(archive, name):
+        at_once[0] += 1
+        most[0] = max(most[0], at_once[0])
+        time.sleep(0.02)
+        at_once[0] -= 1
+        return b""
+
+    monkeypatch.setattr(media, "read_member", unpack)
+
+    def read(item):
+        with pytest.raises(MediaError):
+            read_image(item)
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(read, [item for item in discover([path]) if item.member != "small.png"]))
+    assert most[0] == 1
+    with discover([path])[6].room(), ThreadPoolExecutor(1) as pool:  # a small one waits for none
+        pool.submit(read, next(item for item in discover([path]) if item.member == "small.png")).result(timeout=30)

@@ -98,6 +98,8 @@ def test_a_file_cut_short_is_refused_and_passed_over(made, keep):
         {"phase": 1},
         {"step": "seven"},
         {"step": 1e999},
+        {"step": -5},
+        {"seed": -1},
         {"domains": ["one"]},
         {"domains": None},
         {"metrics": {"a": "b"}},
@@ -183,3 +185,22 @@ def test_a_failure_while_writing_leaves_the_old_checkpoint(made, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         ckpt.save(path, checkpoint, {})
     assert path.read_bytes() == before and not list(path.parent.glob(".*"))
+
+
+@pytest.mark.parametrize("value", [torch.ones(7), torch.ones(1, 1)])
+def test_a_count_of_steps_that_is_none_is_refused(value):
+    net = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(net.parameters(), fused=True)
+    net(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    state = ckpt.optimizer_tensors(optimizer)
+    ckpt.restore_optimizers(state, optimizer)
+    with pytest.raises(CheckpointError, match="another net"):
+        ckpt.restore_optimizers(state | {"optimizer.0.step": value}, optimizer)
+
+
+def test_a_description_that_no_reader_understands_spoils_no_run(made):
+    path, _ = made
+    for i, text in enumerate(('{"phase": "velocity", "step": Infinity}', "[" * 100_000)):
+        save_file({"a": torch.ones(1)}, path.with_name(f"odd{i}.safetensors"), {"rfp": text})
+    assert ckpt.find(path.parents[1]) == path
