@@ -35,7 +35,7 @@ def generate(
     ] = None,
     threads: Annotated[str, typer.Option(metavar="N|auto", help="Threads of the net on the CPU.")] = "auto",
     batch: Annotated[str, typer.Option(metavar="N|auto", help="Pictures at once; auto fits the machine.")] = "auto",
-    format_: Annotated[str, typer.Option("--format", help="png, jpg, webp, bmp or tiff.")] = "png",
+    format_: Annotated[str, typer.Option("--format", help="png, jpg, webp, gif, bmp or tiff.")] = "png",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make again what is there already.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
 ) -> None:

@@ -3,7 +3,7 @@
 Every figure stands beside its floor (real pictures against real ones) and its ceiling (the untouched input).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from .errors import MediaError, UsageError
 from .euler import Solver
 from .flow import Flow
 from .judging import Figure, Judge, Scene, judged
-from .media import paths, read_image
+from .media import Media, paths, read_image
 from .metrics import psnr, ssim
 from .options import FlowOptions
 from .pixels import Uint8
@@ -95,6 +95,8 @@ def evaluate(
     result = Evaluation(features=judge.net.name if judge.net else "statistics (no network)")
     size = bundle.manifest.image_size
     _check(bundle, source, truth, reverse, limit)
+    if bundle.manifest.generative and not target and not judge.classifier:
+        raise UsageError(f"{bundle.path}: makes pictures from noise; give a target, or a classifier, to judge them by")
     graphs = Velocity(bundle, device), open_codec(bundle, device)
     there, back = (
         Flow(*graphs, bundle.manifest, FlowOptions(steps=steps, solver=solver, reverse=way))
@@ -105,8 +107,8 @@ def evaluate(
         result.notes.append(note)
     read = _reader(size, limit, result)
     real = read("target", target) if target else None
-    given = read("source", source) if source else None
-    known = read("truth", truth) if truth else None
+    given = read("source", source, _shared(source, truth, result) if truth else None) if source else None
+    known = read("truth", truth, given.names) if truth and given else None
     if given and known:
         given, known = _by_name(given, known, result)
     if given:
@@ -138,9 +140,9 @@ def _check(bundle: Bundle, source: str | Path | None, truth: str | Path | None, 
         raise UsageError("give --source: pictures to translate")
 
 
-def _reader(size: int, limit: int, result: Evaluation) -> Callable[[str, str | Path], Pictures]:
-    def read(what: str, where: str | Path) -> Pictures:
-        found, failures = squares(where, size, limit)
+def _reader(size: int, limit: int, result: Evaluation) -> "Callable[..., Pictures]":
+    def read(what: str, where: str | Path, only: Collection[str] | None = None) -> Pictures:
+        found, failures = squares(where, size, limit, only)
         result.failed += failures
         result.counts[what] = len(found.names)
         if len(found.names) < FEWEST:
@@ -151,22 +153,51 @@ def _reader(size: int, limit: int, result: Evaluation) -> Callable[[str, str | P
     return read
 
 
-def squares(where: str | Path, size: int, limit: int) -> tuple[Pictures, list[str]]:
-    """The images of a folder, file or zip as centre squares of `size` px, at most `limit` of them, spread evenly;
-    videos are passed over. And what could not be read. Raises UsageError where there is no image."""
+def squares(
+    where: str | Path, size: int, limit: int, only: Collection[str] | None = None
+) -> tuple[Pictures, list[str]]:
+    """The images of a folder, file or zip as centre squares of `size` px, of all or `only` of these names, at most
+    `limit` of them, spread evenly; videos are passed over. And what could not be read. Raises UsageError where there is
+    no image."""
     bad: list[MediaError] = []
-    found = [media for media in discover(paths([where]), bad.append) if media.kind == "image"]
-    if not found:
-        raise UsageError(f"{where}: holds no image")
+    found = _images(where, bad.append)
+    if only is not None:
+        wanted = set(only)
+        found = [media for media in found if _name(media) in wanted]
     n = min(limit, len(found))
     names, pixels, failed = [], [], [str(e) for e in bad]
     for media in (found[i * len(found) // n] for i in range(n)):
         try:
             pixels.append(centre_square(read_image(media), size))
-            names.append(str(media.relative.with_suffix("")))
+            names.append(_name(media))
         except MediaError as e:
             failed.append(str(e))
     return Pictures(names, np.stack(pixels) if pixels else np.empty((0, size, size, 3), np.uint8)), failed
+
+
+def _images(where: str | Path, on_bad: Callable[[MediaError], None]) -> list[Media]:
+    found = [media for media in discover(paths([where]), on_bad) if media.kind == "image"]
+    if not found:
+        raise UsageError(f"{where}: holds no image")
+    return found
+
+
+def _name(media: Media) -> str:
+    return str(media.relative.with_suffix(""))
+
+
+def _shared(source: str | Path, truth: str | Path, result: Evaluation) -> set[str]:
+    """The names that both folders have; how many of the source have no truth is noted."""
+    given, known = ([_name(media) for media in _images(where, lambda e: None)] for where in (source, truth))
+    both = set(given) & set(known)
+    if len(both) < FEWEST:
+        raise UsageError(
+            f"source and truth share {len(both)} names, wanted {FEWEST} or more: the truth of a/b.png is a/b.png (or "
+            f".jpg, …) below its own folder; source has {given[0]}, truth {known[0]}"
+        )
+    if left := len(given) - sum(name in both for name in given):
+        result.notes.append(f"{left} pictures of the source have no truth of their name, and were left out")
+    return both
 
 
 def centre_square(image: Image.Image, size: int) -> Uint8:
@@ -180,16 +211,9 @@ def centre_square(image: Image.Image, size: int) -> Uint8:
 
 
 def _by_name(given: Pictures, known: Pictures, result: Evaluation) -> tuple[Pictures, Pictures]:
-    """The pairs of source and truth: the same names below their folders."""
+    """The pairs of source and truth, the same names below their folders, of which both could be read."""
     place = {name: i for i, name in enumerate(known.names)}
     both = [i for i, name in enumerate(given.names) if name in place]
-    if len(both) < FEWEST:
-        raise UsageError(
-            f"source and truth share {len(both)} names, wanted {FEWEST} or more: the truth of a/b.png is a/b.png (or "
-            f".jpg, …) below its own folder; source has {given.names[0]}, truth {known.names[0]}"
-        )
-    if left := len(given.names) - len(both):
-        result.notes.append(f"{left} pictures of the source have no truth of their name, and were left out")
     names = [given.names[i] for i in both]
     result.counts |= {"source": len(both), "truth": len(both)}
     return Pictures(names, given.pixels[both]), Pictures(names, known.pixels[[place[name] for name in names]])

@@ -16,7 +16,7 @@ from .errors import MediaError, UsageError
 from .euler import Solver
 from .flow import MOST_PIXELS, Flow
 from .media import IMAGE_SUFFIXES, paths, read_image
-from .options import FlowOptions
+from .options import PICTURE_FORMATS, FlowOptions
 from .pipeline import THREADS, ahead
 from .report import Event, Report, ended
 from .saving import Work, save_image, save_images
@@ -112,13 +112,17 @@ def generate(
     for picture in (p for p in pictures if p in there):
         tell(Event("skipped", _name(seed, picture), picture.target))
     todo = [p for p in pictures if p not in there]
+    started = time.monotonic()
     with ThreadPoolExecutor(THREADS, "images") as pool:
         made = ahead(_made(flow, seed, todo, width, height), 2, flow.stop)
         save_images(pool, made, lambda p, error: tell(ended(_name(seed, p), p.target, error)))
+    report.images = len(report.done)
+    report.images_per_second = report.images / (time.monotonic() - started)
     if grid and sheet_file.exists() and not overwrite:
         tell(Event("skipped", "contact sheet", sheet_file))
     elif grid:
-        tell(ended("contact sheet", sheet_file, _contact_sheet([p.target for p in pictures], sheet_file)))
+        of_sheet = ended("contact sheet", sheet_file, _contact_sheet([p.target for p in pictures], sheet_file))
+        (tell if of_sheet.kind == "failed" else on_event)(of_sheet)  # it is none of the pictures that were made
     report.seconds = time.monotonic() - began
     return report
 
@@ -135,8 +139,7 @@ def _check(count: int, seed: int, width: int, height: int, suffix: str) -> None:
     if width * height > MOST_PIXELS:
         raise UsageError(f"size is {width}×{height}: more pixels than this machine is sure to hold ({MOST_PIXELS:,})")
     if suffix not in IMAGE_SUFFIXES:
-        wanted = ", ".join(sorted(s.removeprefix(".") for s in IMAGE_SUFFIXES))
-        raise UsageError(f"format is {suffix.removeprefix('.')!r}; wanted one of {wanted}")
+        raise UsageError(f"format is {suffix.removeprefix('.')!r}; wanted one of {', '.join(PICTURE_FORMATS)}")
 
 
 def _name(seed: int, picture: Picture) -> str:

@@ -24,7 +24,7 @@ def rfp(*args, command="generate"):
 
 def test_all_made_exits_0_with_results_on_stdout_and_progress_on_stderr(work):
     result = rfp("b", "-o", "out", "-n", 4, "--seed", 5, "--grid", "--steps", 2, "--size", "24x16", "--device", "cpu")
-    assert result.exit_code == 0 and "out: 5 made, 0 there already, 0 failed" in result.stdout
+    assert result.exit_code == 0 and "out: 4 made, 0 there already, 0 failed" in result.stdout
     assert "seed 5, picture 3 -> out/seed-5-000003.png" in result.stderr and "picture" not in result.stdout
     assert sorted(p.name for p in (work / "out").iterdir()) == [
         *(f"seed-5-00000{i}.png" for i in range(4)),
@@ -58,7 +58,7 @@ def test_a_picture_that_fails_exits_1_and_json_says_everything(work):
         (["b", "-o", "out", "--seed", "-1"], "seed is -1"),
         (["b", "-o", "out", "--device", "tpu"], "tpu"),
         (["b", "-o", "out", "--solver", "rk4"], "solver is 'rk4'"),
-        (["b", "-o", "out", "--format", "tga"], "format is 'tga'; wanted one of apng, bmp, gif"),
+        (["b", "-o", "out", "--format", "tga"], "format is 'tga'; wanted one of png, jpg, webp"),
         (["t", "-o", "out"], "`rfp translate`"),
     ],
 )
@@ -103,3 +103,8 @@ def test_trained_on_two_colours_it_makes_pictures_of_one_or_the_other(work):
     pictures = np.stack([np.asarray(Image.open(work / "out" / f"seed-1-{i:06d}.png")) for i in range(64)])
     distance = np.abs(pictures[:, None].astype(float) - colours[:, None, None]).mean(axis=(2, 3, 4))  # [64, 2]
     assert np.median(distance.min(axis=1)) < 30 and 16 <= (distance.argmin(axis=1) == 0).sum() <= 48, distance
+
+
+def test_json_counts_the_pictures_that_were_made_and_their_rate(work):
+    values = json.loads(rfp("b", "-o", "out", "-n", 5, "--grid", "--json").stdout)
+    assert values["done"] == 5 and values["images_per_second"] > 0

@@ -1,6 +1,7 @@
 """What `evaluate` says of flows whose answer is known."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -147,3 +148,23 @@ def test_no_torch_was_needed():
 
     code = "import sys, rfp.runtime.evaluation; assert not {'torch', 'rfp.train', 'scipy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_limit_is_of_pairs_though_the_folders_differ_in_number(work, tmp_path):
+    """Each folder thinned by itself kept few of the names that both have, and blamed the names."""
+    shutil.copytree(work / "others", tmp_path / "some")
+    for i in (3, 11):
+        (tmp_path / "some" / "sub" / f"{i}.png").unlink()
+    bundle = load_bundle(bundles.write_bundle(tmp_path / "still", bundles.identity()))
+    result = evaluate(bundle, tmp_path / "some", truth=work / "others", judge=Judge(MEANS), limit=9)
+    assert result.counts["source"] == result.counts["truth"] == 9 and not result.notes
+    back = evaluate(bundle, work / "others", truth=tmp_path / "some", judge=Judge(MEANS), limit=9)
+    assert back.counts["source"] == 9 and back.notes == [
+        "2 pictures of the source have no truth of their name, and were left out"
+    ]
+
+
+def test_a_generative_bundle_without_anything_to_judge_by_is_refused_at_once(tmp_path):
+    bundle = load_bundle(bundles.write_bundle(tmp_path / "b", bundles.towards(0.5), generative=True))
+    with pytest.raises(UsageError, match="give a target, or a classifier"):
+        evaluate(bundle)
