@@ -96,8 +96,6 @@ def _train(
     try:
         with ranks.together(), reporter() as report:
             job = _job(source.expanduser(), steps, few, images, run_id, domain0, domain1, device, overrides)
-            if ranks.first():
-                report.note(f"run: {job.folder}")
             inputs = _pairs(job, making_steps, pairs, pairs_from, report)
             inputs0 = job.inputs0 if isinstance(job.inputs0, str) else (inputs[0],)
             try:
@@ -125,16 +123,19 @@ def _job(
     """The new training, still with the old one's pictures as its inputs."""
     from ..train import checkpoint as ckpt
     from ..train.job import Job, read_run
-    from ..train.reading import override
+    from ..train.reading import override, parse_json
     from ..train.reflow import successor
 
     start = ckpt.find(source)
     old = start.parent.parent if start.parent.name == "checkpoints" else start.with_suffix("")
     before = read_run(old)
     checkpoint = ckpt.load(start)
-    config = override(successor(checkpoint.config, steps, few, images), overrides or [], False, f"{start}")
-    inputs0, inputs1 = data_of(domain0, domain1, before)
     name = run_id or f"{old.name}-{f'distilled-{steps}' if few else 'reflowed'}"
+    values = successor(checkpoint.config, steps, few, images)
+    if (own := old.parent / name / "config.json").is_file():  # a run that goes on for longer rises as it did
+        values["warmup_images"] = parse_json(own.read_text("utf-8"), str(own)).get("warmup_images", 0)
+    config = override(values, overrides or [], False, f"{start}")
+    inputs0, inputs1 = data_of(domain0, domain1, before)
     folder, parts = old.parent / name, {"velocity": start}
     if checkpoint.config.codec.latents:
         parts["codec"] = start

@@ -147,7 +147,7 @@ def resolve(
     """What the options ask for. Raises UsageError, ConfigError, CheckpointError."""
     from ..train import checkpoint as ckpt
     from ..train.job import Job, config_of, default_run_id, read_run
-    from ..train.reading import load_config, override
+    from ..train.reading import load_config, override, parse_json
 
     start, folder, before = None, None, dict[str, Any]()
     if checkpoint is not None and parts:
@@ -155,18 +155,23 @@ def resolve(
             f"--checkpoint goes on with a whole run, and --{next(iter(parts))}-checkpoint begins one with a part of "
             "another: give one or the other"
         )
+    values = dict[str, Any]()
     if checkpoint is not None:
         start = ckpt.find(checkpoint)
-        if start.parent.name == "checkpoints":
-            before = read_run(start.parent.parent)
-            folder = start.parent.parent if run_id is None else None
+        old = start.parent.parent if start.parent.name == "checkpoints" else None
+        if old:
+            before = read_run(old)
+            folder = old if run_id is None or (runs / run_id).resolve() == old.resolve() else None
+        if not config:  # a run's own config leaves open what its checkpoints have decided, as the command did
+            own = folder / "config.json" if folder else start
+            values = parse_json(own.read_text("utf-8"), str(own)) if folder and own.is_file() else config_of(start)
         if folder and (found := ckpt.checkpoints(folder)) and start != found[-1]:
             raise UsageError(
                 f"{folder} has a newer checkpoint than {start.name}; give --run-id NEW to branch off from this one"
             )
     inputs0, inputs1 = data_of(domain0, domain1, before)
     if start and not config:
-        settings = override(config_of(start), overrides or [], dev, str(start))
+        settings = override(values, overrides or [], dev, str(start))
     else:
         config = config or _config_for(runs / run_id if run_id else None, inputs0, inputs1, device)
         settings = load_config(config, overrides, dev)
@@ -214,4 +219,7 @@ def _paths(name: str, given: Sequence[str]) -> tuple[Path, ...]:
         raise UsageError(f"give --{name}: a folder, file, zip or video (repeat it for several)")
     if not all(given):
         raise UsageError(f"--{name} is empty; wanted a folder, file, zip or video")  # Path("") would be this folder
-    return tuple(paths(given))
+    found = paths(given)
+    if name == "domain1" and given == ["random"] and not found[0].exists():
+        raise UsageError("--domain1 random: only domain 0 can be noise; the pictures to learn from are domain 1")
+    return tuple({path.resolve(): path for path in found}.values())  # each of them once

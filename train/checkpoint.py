@@ -233,6 +233,8 @@ def find(path: Path, best: bool = False) -> Path:
         return found[-1].with_name(BEST) if best else found[-1]
     if not os.path.exists(path):  # noqa: PTH110 (pathlib's raises for a name too long)
         raise UsageError(f"{path}: no such run folder or checkpoint")
+    if path.name == LAST and (found := checkpoints(path.parent.parent)) and path.samefile(found[-1]):
+        return found[-1]  # whose training state goes by its number
     if best:
         raise UsageError(f"{path}: is one checkpoint; --best chooses among those of a run folder")
     return path

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..runtime.alignment import IDENTITY, Alignment, moved
 from ..runtime.discovery import discover
@@ -98,6 +98,8 @@ class Domain:
     """About how many bytes its videos' frames take that were not in the frame cache before."""
     alignment: Alignment = IDENTITY
     """By which its pictures are moved when they are read."""
+    on_bad: Callable[[str], None] = lambda problem: None
+    """Told of each picture that turns out damaged when it is read."""
     _cache: dict[int, Image.Image] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -111,19 +113,26 @@ class Domain:
         """
         for i in range(index, index + len(self.items)):
             i %= len(self.items)
-            if (cached := self._cache.get(i)) is not None:
-                return cached
-            try:
-                image = self._decode(self.items[i])
-            except MediaError as e:
-                with self._lock:
-                    if str(e) not in self.skipped:
-                        self.skipped.append(str(e))
-                continue
-            if self.items[i].frames is None:  # those lie in the system's own file cache
-                self._keep(i, image)
-            return image
+            if (image := self.decoded(i)) is not None:
+                return image
         raise UsageError(f"{self.name}: none of its {len(self.items)} pictures can be read; first: {self.skipped[0]}")
+
+    def decoded(self, index: int) -> Image.Image | None:
+        """Picture `index`, or None where it is damaged, which is noted."""
+        if (cached := self._cache.get(index)) is not None:
+            return cached
+        try:
+            image = self._decode(self.items[index])
+        except MediaError as e:
+            with self._lock:
+                new = str(e) not in self.skipped
+                self.skipped += [str(e)] if new else []
+            if new:
+                self.on_bad(str(e))
+            return None
+        if self.items[index].frames is None:  # those lie in the system's own file cache
+            self._keep(index, image)
+        return image
 
     def align(self, alignment: Alignment) -> None:
         """Move its pictures by `alignment`, as the bundle will: at the size of the crops."""
@@ -234,6 +243,16 @@ def part(domain: Domain, indices: Indices) -> Domain:
     return replace(domain, items=items, _cache={}, _lock=threading.Lock())
 
 
+def without_damaged(domain: Domain) -> Domain:
+    """The domain without what cannot be decoded: of pairs by name no other picture may stand in for one."""
+    with ThreadPoolExecutor(WORKERS) as pool:
+        good = list(pool.map(lambda i: domain.decoded(i) is not None, range(len(domain))))
+    if all(good):
+        return domain
+    domain.align(domain.alignment)  # its memory is free again
+    return part(domain, np.flatnonzero(good))
+
+
 def _header_problem(media: Media) -> str | None:
     if media.kind == "video":
         return None
@@ -243,6 +262,8 @@ def _header_problem(media: Media) -> str | None:
                 return f"{media}: {image.width}×{image.height} pixels, above the limit of {MAX_PIXELS:,}"
     except MediaError as e:
         return str(e)
+    except UnidentifiedImageError:
+        return f"{media}: not a readable image: of no known format, or damaged at its beginning"
     except Exception as e:  # Pillow raises a dozen kinds on damaged files
-        return f"{media}: not a readable image: {e or type(e).__name__}"
+        return f"{media}: not a readable image: {str(e) or type(e).__name__}"
     return None

@@ -109,7 +109,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, ConfigError) as e:
-        raise CheckpointError(f"{path}: cannot be read: {e!r}") from e
+        raise CheckpointError(f"{path}: cannot be read: {getattr(e, 'strerror', None) or repr(e)}") from e
 
 
 def config_of(checkpoint: Path) -> dict[str, Any]:
@@ -136,14 +136,14 @@ def same_training(job: Job, resumed: ckpt.Checkpoint) -> None:
     if changed := [k for k in new if k not in free and new[k] != old.get(k)]:
         raise UsageError(
             f"{job.folder} was trained with another config ({', '.join(changed)} differ); give the config it has, "
-            f"another --run-id, or start anew from its weights with --checkpoint {job.folder} --run-id NEW"
+            f"another --run-id, or start anew from its weights with --velocity-checkpoint {job.folder} --run-id NEW"
         )
     before, now = (about | about.get("parts", {}) for about in (read_run(job.folder), describe(job)))
     if changed := [k for k, v in before.items() if k != "parts" and v != now.get(k, v)]:
         was = "; ".join(f"{option(k) if k in ckpt.PHASES else k}: {before[k]}, now {now[k]}" for k in changed)
         raise UsageError(
             f"{job.folder} was trained otherwise ({was}); give what it was trained with, another --run-id, or start "
-            f"anew from its weights with --checkpoint {job.folder} --run-id NEW"
+            f"anew from its weights with --velocity-checkpoint {job.folder} --run-id NEW"
         )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from ..runtime.distances import kernel_distance
+from ..runtime.errors import UsageError
 from ..runtime.features import FeatureNet, apart, describe, in_units_of, onnx_features, outlines
 from ..runtime.metrics import psnr
 from ..runtime.pixels import Uint8, to_uint8
@@ -67,7 +68,12 @@ def _squares(domain: Domain) -> Uint8:
 
 def eval_net(config: RFPix2pixModel, device: torch.device) -> FeatureNet | None:
     """The feature network that judges, if the config names one. Raises UsageError, BundleError."""
-    return _net(config.eval_features, device.type) if config.eval_every and config.eval_features else None
+    if not (config.eval_every and config.eval_features):
+        return None
+    try:
+        return _net(config.eval_features, device.type)
+    except UsageError as e:
+        raise UsageError(f"eval_features: {str(e).removeprefix('--features ')}") from e
 
 
 @cache

@@ -11,7 +11,8 @@ from . import ranks
 from .codec_config import VAEConfig
 from .config import RFPix2pixModel
 from .device import pick_device
-from .domains import Domain, hold_out, open_domain, part
+from .domains import Domain, hold_out, open_domain, part, without_damaged
+from .embedders import find_weights
 from .frame_cache import GIGABYTE, FrameCache
 from .job import Job, read_run, same_nets, same_training, with_recorded_parts
 from .judging import eval_net
@@ -37,6 +38,8 @@ def open_run(job: Job, report: Reporter, dry_run: bool = False) -> Run:
     if job.config.mixed_precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
         raise UsageError("mixed_precision bf16: this GPU does not compute in it; --set mixed_precision=no")
     eval_net(job.config, device)
+    if job.config.pairs_by == "structure" and (not dry_run or job.config.structure_weights):
+        find_weights(job.config)
     own = ckpt.checkpoints(job.folder)
     start = own[-1] if own else job.start
     resumed = ckpt.load(start) if start else None
@@ -53,6 +56,8 @@ def open_run(job: Job, report: Reporter, dry_run: bool = False) -> Run:
             report.note(f"domain 0 is noise; {Path(RANDOM).resolve()} is not read (it would be as ./{RANDOM})")
     else:
         domain0 = _open(job, job.inputs0, frames, report)
+        if both := {path.resolve() for path in job.inputs0} & {path.resolve() for path in job.inputs1}:
+            report.note(f"{', '.join(map(str, sorted(both)))}: is in both domains, which then differ by nothing there")
     domain1 = _open(job, job.inputs1, frames, report)
     held: tuple[Domain | Noise, Domain] | None = None
     if job.config.eval_every:
@@ -62,6 +67,11 @@ def open_run(job: Job, report: Reporter, dry_run: bool = False) -> Run:
     for domain in (domain0, *(held or ())[:1]):
         if isinstance(domain, Domain):
             domain.align(config.moves)
+    if resumed and state and not own and resumed.phase == "velocity" and resumed.step >= config.steps:
+        raise UsageError(
+            f"{start}: is at the end of its training (step {resumed.step:,} of {config.steps:,}); raise train_images, "
+            f"or begin anew from its weights with --velocity-checkpoint {start}"
+        )
     if resumed and not state:
         report.note(f"{start}: no training state beside it: starting from its weights, at step 0")
     found = [f"{len(d)} pictures in {d.name}" for d in (domain0, domain1) if isinstance(d, Domain)]
@@ -105,4 +115,5 @@ def _open(job: Job, inputs: Sequence[Path], frames: FrameCache, report: Reporter
         domain = open_domain(inputs, job.config.max_size, job.config.cache_megabytes << 20, report.note, frames)
     for problem in domain.skipped:
         report.note(f"skipped {problem}")
-    return domain
+    domain.on_bad = lambda problem: report.note(f"skipped {problem}")
+    return without_damaged(domain) if job.config.pairs_by == "paired" else domain

@@ -95,8 +95,10 @@ def plan(job: Job, report: Reporter) -> list[str]:
         )
     if job.only:
         lines.append(f"only      the {job.only} phase")
-    if run.resumed:
+    if run.resumed and run.resumed_state:
         lines.append(f"goes on   from {run.resumed.phase} step {run.resumed.step:,}")
+    elif run.resumed:
+        lines.append(f"begins    with the weights of {run.resumed.phase} step {run.resumed.step:,}, at step 0")
     return lines
 
 

@@ -41,32 +41,40 @@ def load_config(name_or_path: str, overrides: list[str] | None = None, dev: bool
         ConfigError: no such config, not JSON, or mistakes in it (all of them, each with its path).
     """
     (path,) = paths([name_or_path])
+    if os.path.isdir(path) and name_or_path not in presets():  # noqa: PTH112
+        raise ConfigError(f"{path}: is a folder; wanted a config file or a preset: {', '.join(presets())}")
     if not os.path.isfile(path) or path.stem == "schema":  # noqa: PTH113 (pathlib's raises for a name too long)
         if name_or_path not in presets():
             near = _nearest(name_or_path, presets()) or "."
             raise ConfigError(f"{name_or_path}: neither a file nor a preset{near} Presets: {', '.join(presets())}")
         path = PRESETS / f"{name_or_path}.json"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin files with a mark
     except (OSError, UnicodeDecodeError) as e:
         raise ConfigError(f"{path}: cannot be read: {e}") from e
-    return override(parse_json(text, str(path)), overrides or [], dev, str(path))
+    twice: list[str] = []
+    return override(parse_json(text, str(path), twice), overrides or [], dev, str(path), twice)
 
 
-def override(values: dict[str, Any], overrides: list[str], dev: bool, where: str) -> RFPix2pixModel:
-    """Apply `--dev`, then each `--set KEY=VALUE`, and validate. Raises ConfigError."""
+def override(
+    values: dict[str, Any], overrides: list[str], dev: bool, where: str, mistakes: Sequence[str] = ()
+) -> RFPix2pixModel:
+    """Apply `--dev`, then each `--set KEY=VALUE`, and validate. Raises ConfigError, with `mistakes` found before."""
     if dev:
         values |= DEV
-    malformed = [mistake for assignment in overrides if (mistake := _apply(values, assignment))]
+    malformed = [*mistakes]
+    malformed += [mistake for assignment in overrides if (mistake := _apply(values, assignment))]
     return validate(values, f"{where} with --set" if overrides else where, malformed)
 
 
-def parse_json(text: str, where: str) -> dict[str, Any]:
-    """A JSON object; a key given twice is a mistake, not a silent choice."""
+def parse_json(text: str, where: str, twice: list[str] | None = None) -> dict[str, Any]:
+    """A JSON object; a key given twice is a mistake, not a silent choice: raised, or added to the list `twice`."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if twice := [k for k, n in Counter(k for k, _ in pairs).items() if n > 1]:
-            raise ConfigError(f"{where}: {', '.join(sorted(twice))} given twice")
+        found = [f"{k}: given twice" for k, n in Counter(k for k, _ in pairs).items() if n > 1]
+        if found and twice is None:
+            raise ConfigError(f"{where}: {', '.join(sorted(found))}")
+        (twice if twice is not None else []).extend(found)
         return dict(pairs)
 
     try:
@@ -174,6 +182,9 @@ def _explain(error: Any) -> str:
             return f"{path}{kind}: {found!r} is not one of {', '.join(allowed)}{_nearest(str(found), allowed)}"
         case "union_tag_not_found":
             return f"{path}.type: missing; one of {', '.join(sorted(nets()[path]))}"
+        case "model_type" | "model_attributes_type" if path in nets():
+            kinds = " or ".join(f'{{"type": "{tag}"}}' for tag in nets()[path])
+            return f"{path}: found {error['input']!r}; wanted an object such as {kinds}"
         case "value_error":
             return f"{path or 'config'}: {error['ctx']['error']}"
         case _:
@@ -185,7 +196,7 @@ MODELS: dict[Any, type[Strict]] = {tag: model for choices in nets().values() for
 
 def _keys_at(loc: tuple[Any, ...]) -> list[str]:
     model = MODELS.get(loc[-1], RFPix2pixModel) if loc else RFPix2pixModel
-    return list(model.model_fields)
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def _nearest(word: str, words: list[str]) -> str:

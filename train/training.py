@@ -15,7 +15,6 @@ from . import checkpoint as ckpt
 from . import ranks
 from .codec_phase import train_codec
 from .config import to_json
-from .embedders import find_weights
 from .job import Job, describe, with_recorded_parts
 from .logs import open_logs
 from .opening import open_run
@@ -34,8 +33,6 @@ def train(job: Job, report: Reporter) -> Path:
     """
     job = with_recorded_parts(job)
     run = open_run(job, report if ranks.first() else Silence())
-    if run.config.pairs_by == "structure":
-        find_weights(run.config)
     if ranks.first():
         report.note(f"run: {run.folder}")
         run.folder.mkdir(parents=True, exist_ok=True)

@@ -158,7 +158,8 @@ def test_a_checkpoint_whose_run_json_is_lost_asks_for_the_domains(work, text):
     result = rfp("--checkpoint", "runs/a")
     assert result.exit_code == 2 and ("give --domain0" if text is None else "run.json: cannot be read") in result.stderr
     if text is None:
-        assert rfp("--checkpoint", "runs/a", *DOMAINS, "--device", "cpu", "--run-id", "b").exit_code == 0
+        branch = ("--run-id", "b", "--set", "train_images=15")
+        assert rfp("--checkpoint", "runs/a", *DOMAINS, "--device", "cpu", *branch).exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -335,3 +336,69 @@ def test_ctrl_c_saves_exits_130_and_says_how_to_go_on(work):
     saved = newest(work / "runs" / "a b")
     assert saved.phase == "velocity" and saved.step >= 3
     assert not list((work / "runs").rglob(".*"))
+
+
+OPEN = ("optimizer", "dropout", "alignment", "adversarial_weight", "flow_loss_huber")
+"""What presets leave to the data, and a checkpoint's config spells out."""
+
+
+def test_a_checkpoint_goes_on_with_a_config_that_leaves_much_open(work):
+    net = {k: v for k, v in QUICK["velocity_net"].items() if k not in ("coordinates", "input_gain", "seamless")}
+    open_ = {k: v for k, v in QUICK.items() if k not in OPEN} | {"velocity_net": net, "structure_pairing": True}
+    (work / "open.json").write_text(json.dumps(open_))
+    assert rfp("-c", "open.json", *DOMAINS, "--device", "cpu", "--run-id", "a").exit_code == 0
+    for more in ((), ("--run-id", "a")):
+        again = rfp("--checkpoint", "runs/a", "--device", "cpu", *more)
+        assert again.exit_code == 0 and "already trained: step 2 of 2" in again.stderr, again.stderr
+    result = rfp("--checkpoint", "runs/a", "--set", "train_images=20", "--device", "cpu")
+    assert result.exit_code == 0 and "velocity 4/4" in result.stderr, result.stderr
+
+
+def test_what_is_said_of_another_config_is_what_begins_anew(work):
+    assert rfp(*ALL, "--run-id", "a").exit_code == 0
+    other = rfp(*ALL, "--run-id", "a", "--set", "learning_rate=0.002")
+    assert other.exit_code == 2 and "--velocity-checkpoint runs/a --run-id NEW" in " ".join(other.stderr.split())
+    anew = rfp(*ALL, "--set", "learning_rate=0.002", "--velocity-checkpoint", "runs/a", "--run-id", "NEW")
+    assert anew.exit_code == 0 and "velocity 1/2" in anew.stderr
+    ended = rfp(*ALL, "--checkpoint", "runs/a", "--run-id", "b")
+    assert ended.exit_code == 2 and "end of its training" in ended.stderr and not (work / "runs" / "b").exists()
+
+
+def test_the_last_checkpoint_is_the_newest_by_its_number_too(work):
+    draw_domains(work / "more", 31, 31)
+    judged = ("-c", "quick.json", "-d0", "more/dark", "-d1", "more/bright", "--set", "eval_every=2", "--device", "cpu")
+    assert rfp(*judged, "--run-id", "a").exit_code == 0
+    folder = work / "runs" / "a" / "checkpoints"
+    again = rfp("--checkpoint", folder / "last.safetensors", "--device", "cpu")
+    assert again.exit_code == 0 and "already trained" in again.stderr, again.stderr
+    best = ("--checkpoint", folder / "best.safetensors", "--run-id", "b", "--device", "cpu", "--dry-run")
+    assert re.search("begins +with the weights of velocity step 2, at step 0", rfp(*best).stdout)
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("-c", "quick.json", "-d0", "dark", "-d1", "random"), "only domain 0 can be noise"),
+        (("-c", "dark", *DOMAINS), "is a folder; wanted a config file or a preset"),
+        (("--checkpoint", "quick.json"), "quick.json: not a readable safetensors file"),
+        ((*ALL, "--set", "codec=VAE"), 'wanted an object such as {"type": "Identity"} or {"type": "VAE"}'),
+        ((*ALL, "--set", "$shema=2"), "did you mean $schema?"),
+    ],
+)
+def test_slips_are_told_by_what_they_are(work, args, said):
+    result = rfp(*args)
+    assert result.exit_code == 2 and said in " ".join(result.stderr.split()), result.stderr
+
+
+def test_inputs_count_once_and_one_of_both_domains_is_remarked_on(work):
+    result = rfp("-c", "quick.json", "-d0", "dark", "-d0", work / "dark", "-d1", "dark", "--dry-run")
+    assert "domain 0  7 pictures in dark" in result.stdout and "is in both domains" in result.stderr
+
+
+def test_keys_given_twice_come_with_all_other_mistakes_and_a_mark_at_the_beginning_is_none(work):
+    text = json.dumps(QUICK)
+    (work / "twice.json").write_text('{"max_size": 9, "max_sise": 3, ' + text[1:])
+    said = rfp("-c", "twice.json", *DOMAINS).stderr
+    assert "2 mistakes" in said and "max_size: given twice" in said and "max_sise: unknown key" in said
+    (work / "marked.json").write_text("\ufeff" + text, encoding="utf-8")
+    assert rfp("-c", "marked.json", *DOMAINS, "--dry-run").exit_code == 0

@@ -206,8 +206,8 @@ def test_the_coupling_is_what_either_key_says(values, coupling):
 def test_json_that_is_none_is_refused_with_its_place(tmp_path):
     for text, said in (
         ('{\n "max_size": 64,\n}', "line 3, column 1: not JSON"),
-        ('{"max_size": 64, "max_size": 32}', "max_size given twice"),
-        ('{"velocity_net": {"ch_mult": [1], "ch_mult": [2]}}', "ch_mult given twice"),
+        ('{"max_size": 64, "max_size": 32}', "max_size: given twice"),
+        ('{"velocity_net": {"ch_mult": [1], "ch_mult": [2]}}', "ch_mult: given twice"),
         ("[1]", "expected a JSON object, found list"),
         ("[" * 100_000, "not a config"),
         ('{"max_size": ' + "9" * 5000 + "}", "not a config"),

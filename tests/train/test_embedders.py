@@ -234,7 +234,7 @@ def test_weights_of_another_net_are_refused_before_a_net_is_made(vit, tmp_path, 
 
 def test_a_weights_file_runs_no_code(tmp_path):
     torch.save({"a": tmp_path}, tmp_path / "w.pth")  # a Path is not a tensor: unpickling it would call something
-    with pytest.raises(UsageError, match="not a state dict that can be read safely"):
+    with pytest.raises(UsageError, match="not a state dict of tensors that can be read without running its code"):
         build_dinov2("dinov2_vits14", tmp_path / "w.pth")
 
 

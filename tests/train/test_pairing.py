@@ -84,3 +84,21 @@ def test_the_proof_sheet_shows_fixed_pictures_beside_their_candidates_in_both_di
             shown = [cells[:, x : x + 16] for x in (18, 34)]
             assert all(any((cell == crop).all() for crop in crops) for cell in shown)
             assert (shown[0] != shown[1]).any()
+
+
+def test_a_damaged_picture_of_a_pair_is_listed_and_none_stands_in_for_it(tmp_path):
+    """Its partner would learn to be another picture."""
+    draw_domains(tmp_path, 6, 6)
+    whole = (tmp_path / "dark" / "2.png").read_bytes()
+    (tmp_path / "dark" / "2.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "bright" / "2.png").unlink()
+    listener = finish(job(tmp_path, coupling="paired", structure_pairing=False, saliency_loss_weight=0, train_images=5))
+    assert any("skipped" in note and "2.png" in note for note in listener.notes), listener.notes
+
+
+def test_what_turns_out_damaged_on_the_way_is_told(tmp_path):
+    draw_domains(tmp_path)
+    path = sorted((tmp_path / "dark").iterdir())[3]
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    listener = finish(job(tmp_path, saliency_loss_weight=0))
+    assert sum("skipped" in note and path.name in note for note in listener.notes) == 1, listener.notes

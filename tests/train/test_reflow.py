@@ -235,3 +235,13 @@ def test_a_checkpoint_without_a_velocity_is_refused(work, tmp_path):
     done = run_command(tmp_path, "distill", tmp_path / "c", "--pairs", 1)
     assert done.exit_code == 2 and "no velocity net" in done.stderr
     assert json.loads((tmp_path / "c" / "run.json").read_text())["seed"] == 0
+
+
+def test_one_that_is_made_longer_rises_as_it_began(work):
+    """`--images` may be raised, though the rate's rise is a share of them."""
+    args = ["distill", work / "run", "--steps", 1, "--pairs", 2, "--making-steps", 2, "--run-id", work / "longer"]
+    for images in (40, 80):
+        done = run_command(work, *args, "--images", images)
+        assert done.exit_code == 0, done.stderr
+    config = ckpt.load(ckpt.find(work / "longer")).config
+    assert (config.train_images, config.warmup_images) == (80, 2)
