@@ -154,16 +154,10 @@ def _graph(folder: Path, manifest: Manifest, role: str, precision: str) -> Graph
 
 def _checked(file: Path, sha256: str, size: int) -> bytes:
     """The bytes of a file as they were when it was exported."""
-    hint = f"{MANIFEST_FILE} lists it; copy the whole bundle folder"
-    if file.is_file() and (there := file.stat().st_size) > size:
-        raise BundleError(
-            f"{file}: damaged or changed since its export: {there:,} bytes, {MANIFEST_FILE} says {size:,}; "
-            "copy the bundle again"
-        )
-    data = _read(file, hint)
+    data = _read(file, f"{MANIFEST_FILE} lists it; copy the whole bundle folder", size + 1)
     if (found := hashlib.sha256(data).hexdigest()) != sha256:
         raise BundleError(
-            f"{file}: damaged or changed since its export: {len(data):,} bytes, sha256 {found[:12]}…, "
+            f"{file}: damaged or changed since its export: {file.stat().st_size:,} bytes, sha256 {found[:12]}…, "
             f"{MANIFEST_FILE} says {size:,} bytes, sha256 {sha256[:12]}…; copy the bundle again"
         )
     return data
@@ -200,11 +194,12 @@ def _check_package(path: Path, graph: Graph) -> None:
         )
 
 
-def _read(path: Path, hint: str) -> bytes:
+def _read(path: Path, hint: str, most: int = -1) -> bytes:
     try:
         if path.exists() and not path.is_file():  # a pipe would be waited for, and a device never ends
             raise BundleError(f"{path}: is no file; {hint}")
-        return path.read_bytes()
+        with path.open("rb") as f:
+            return f.read() if most < 0 else f.read(min(most, path.stat().st_size))
     except (OSError, ValueError, MemoryError, OverflowError) as e:
         why = getattr(e, "strerror", None) or str(e) or type(e).__name__
         raise BundleError(f"{path}: cannot be read ({why}); {hint}") from e
