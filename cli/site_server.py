@@ -47,10 +47,15 @@ def serve(site: Path, port: int | None = None) -> ThreadingHTTPServer:
 
     for wanted in (PORT, 0) if port is None else (port,):
         try:
-            return ThreadingHTTPServer(("127.0.0.1", wanted), Handler)
+            return _Server(("127.0.0.1", wanted), Handler)
         except OSError as e:
             error = e
     raise UsageError(f"port {port}: {error.strerror}; try another --port, or 0 for any that is free") from error
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Quiet: a closed tab ends a download in the middle."""
 
 
 class _Handler(SimpleHTTPRequestHandler):
@@ -60,10 +65,13 @@ class _Handler(SimpleHTTPRequestHandler):
 
     def send_head(self) -> Any:
         root, path = Path(self.directory), Path(self.translate_path(self.path))
-        path = path / "index.html" if path.is_dir() else path
+        name = self.headers.get("Host", "").rpartition(":")[0] or self.headers.get("Host", "")
+        if name not in ("localhost", "127.0.0.1"):  # a page elsewhere whose name was made to lead here
+            return self._refuse()
         try:
+            path = path / "index.html" if path.is_dir() else path
             inside = path.resolve(strict=True).relative_to(root)
-        except (OSError, ValueError):
+        except (OSError, ValueError, RuntimeError):  # RuntimeError: links that go round
             return self._refuse()
         if not path.is_file() or any(part.startswith(".") for part in inside.parts):
             return self._refuse()

@@ -36,6 +36,7 @@ def write_aside(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` on success, remove it on any error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = aside(path)
+    partial.unlink(missing_ok=True)  # it may be a link, and what that leads to is not ours
     try:
         yield partial
         with partial.open("rb+") as f:
@@ -73,6 +74,19 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON, whole or not at all."""
     write_text(path, json_text(value, indent=2) + "\n")
+
+
+def read_small(path: Path, most: int = 1 << 24) -> str:
+    """The text of a file that this program wrote, or someone else in its place: a plain file of so many bytes at most.
+
+    Raises:
+        OSError: it cannot be read. ValueError: it is no such file, or no text.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    if not path.is_file() or path.stat().st_size > most:
+        raise ValueError(f"{path}: no file of at most {most:,} bytes")
+    return path.read_text(encoding="utf-8")
 
 
 def json_text(value: Any, indent: int | None = None) -> str:

@@ -15,7 +15,7 @@ from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
 from .errors import DamagedError, MediaError
-from .media import MAX_PIXELS, Media
+from .media import LARGE, Media
 from .pixels import Uint8
 from .tonemap import HDR, ToneMap
 
@@ -27,6 +27,8 @@ _EXACT = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolati
 YUV = Interpolation.BICUBIC | _EXACT
 SCALED = Interpolation.LANCZOS | _EXACT
 _REORDER = 8  # frames that may come before a frame with an earlier time, in a file that mixes its times up
+MAX_FRAME = 100_000_000
+"""Pixels of the largest frame that is decoded, above 12K: some are in memory at once, of up to 8 bytes a pixel."""
 BT709, BT601, _UNSPECIFIED = 1, 6, 2  # AVCOL_SPC_…; AVCOL_PRI_… and AVCOL_TRC_… call BT.709 1 too
 
 
@@ -69,9 +71,10 @@ def open_video(media: Media, stream: BinaryIO) -> Iterator[tuple[Any, Any]]:
         cover = isinstance(video, av.VideoStream) and video.disposition & Disposition.attached_pic
         if not isinstance(video, av.VideoStream) or video.codec_context is None or cover:
             raise MediaError(f"{media}: holds no video that can be decoded")
-        if video.codec_context.width * video.codec_context.height > MAX_PIXELS:
-            raise MediaError(f"{media}: frames above the limit of {MAX_PIXELS:,} pixels")
-        video.thread_type = "AUTO"
+        pixels = video.codec_context.width * video.codec_context.height
+        if pixels > MAX_FRAME:
+            raise MediaError(f"{media}: frames above the limit of {MAX_FRAME:,} pixels")
+        video.thread_type = "AUTO" if pixels <= LARGE else "SLICE"  # or each thread would hold a frame
         yield container, video
 
 
@@ -156,9 +159,16 @@ def read(
                 container.seek(int(low), stream=video)
         shown = _in_order(container, video, step)
         to_sdr = ToneMap()
-        if low is not None:
-            shown = _from(shown, math.ceil(low), step)
         count, latest = -skip, -step
+
+        def noted(items: Iterator[tuple[int, av.VideoFrame]]) -> Iterator[tuple[int, av.VideoFrame]]:
+            nonlocal latest
+            for item in items:
+                latest = item[0]
+                yield item
+
+        if low is not None:
+            shown = _from(noted(shown), math.ceil(low), step)
         while True:
             try:
                 latest, frame = next(shown)
@@ -208,9 +218,11 @@ def _in_order(container: Any, video: Any, step: int) -> Iterator[tuple[int, av.V
                 latest = latest + step if frame.pts is None else frame.pts
                 if frame.is_corrupt:
                     raise av.InvalidDataError(0, "the frame is damaged")
+                if (pixels := frame.width * frame.height) > MAX_FRAME:  # the header may say less
+                    raise av.InvalidDataError(0, f"a frame above the limit of {MAX_FRAME:,} pixels")
                 heappush(times, latest)
                 waiting.append(frame)
-                if len(waiting) > _REORDER:
+                while len(waiting) > min(_REORDER, max(1, _REORDER * LARGE // pixels)):
                     yield heappop(times), waiting.popleft()
             if packet.is_corrupt:
                 raise av.InvalidDataError(0, "the file is damaged or cut short here")

@@ -6,23 +6,30 @@ interrupted any number of times ends up packet for packet like one that was not.
 
 import json
 import os
-import shutil
+import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from itertools import count
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import av
 import numpy as np
 
 from .errors import MediaError
-from .files import hidden, lock, write_aside, write_json
+from .files import hidden, lock, read_small, write_aside, write_json
 
 SEGMENT = 250
 """Frames of a segment: what x264 puts between two key frames anyway."""
+
+
+_OURS = re.compile(r"\.?\d{6}(\.partial)?\.(nut|mov|npz)|\.?film(\.partial)?\.json")
+"""Names of what is written into the folder, and so may be removed from it."""
+_MOST_CARRIED = 1 << 30
+_DELAY = 64
 
 
 @dataclass(frozen=True)
@@ -42,10 +49,22 @@ class Work:
         self.segments: list[Segment] = []
         state = _state(folder / "film.json")
         if state.get("key") == key:
-            self.segments = [Segment(**entry) for entry in state["segments"]]
+            self.segments = self._sound(state.get("segments"))
         for path in folder.iterdir():  # what another film, or one of other settings, left
-            if path.name != "lock" and not (self.segments and self._holds(path)):
+            if _OURS.fullmatch(path.name) and not (self.segments and self._holds(path)):
                 path.unlink()
+
+    def _sound(self, entries: Any) -> list[Segment]:
+        """The segments that film.json tells of; none where they are not such as this program writes."""
+        try:
+            segments = [Segment(**entry) for entry in entries]
+            files = [self._file(number) for number in range(len(segments))]
+            if all(map(_plausible, segments)) and all(f.is_file() and not f.is_symlink() for f in files):
+                self._read(self._carried(len(segments)))
+                return segments
+        except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile):
+            pass
+        return []
 
     @property
     def frames(self) -> int:
@@ -70,9 +89,14 @@ class Work:
         self._carried(len(self.segments) - 1).unlink(missing_ok=True)
 
     def carried(self) -> tuple[Any, Any] | None:
-        path = self._carried(len(self.segments))
+        return self._read(self._carried(len(self.segments)))
+
+    def _read(self, path: Path) -> tuple[Any, Any] | None:
         if not path.exists():
             return None
+        with ZipFile(path) as archive:
+            if sum(info.file_size for info in archive.infolist()) > _MOST_CARRIED:
+                raise ValueError(f"{path}: unpacks to more than {_MOST_CARRIED:,} bytes")
         with np.load(path, allow_pickle=False) as arrays:
             return arrays["before"], arrays["kept"]
 
@@ -108,7 +132,11 @@ class Work:
         return self._file(0)
 
     def remove(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(OSError):  # what someone else put there stays
+            for path in self.folder.iterdir():
+                if _OURS.fullmatch(path.name) or path.name == "lock":
+                    path.unlink()
+            self.folder.rmdir()
 
     def _file(self, number: int) -> Path:
         return self.folder / f"{number:06d}.{self.form}"
@@ -121,10 +149,16 @@ class Work:
         return path.name == "film.json" or path in known or path == self._carried(len(self.segments))
 
 
+def _plausible(segment: Segment) -> bool:
+    numbers = segment.frames, segment.last, segment.delay
+    whole = all(isinstance(n, int) for n in numbers)
+    return whole and 1 <= segment.frames <= SEGMENT and 0 <= segment.delay <= _DELAY and abs(segment.last) < 1 << 62
+
+
 def _state(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads(read_small(path))
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -137,9 +171,11 @@ def work_on(target: Path, key: dict[str, Any], form: str = "nut") -> Iterator[Wo
         MediaError: another process is at work on it, or it cannot be made.
     """
     folder = hidden(target, target.name, ".segments")
+    if folder.is_symlink():
+        raise MediaError(f"{folder}: is a link, and not the folder in which a film is made; remove it")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        held = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+        held = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
     except OSError as e:
         raise MediaError(f"{target}: cannot be written: {e}") from e
     work: Work | None = None

@@ -102,10 +102,11 @@ def _key(
     media: Media, encoder: Encoder, film: FilmOptions, steady: float, key: dict[str, Any] | None
 ) -> dict[str, Any]:
     stat = media.path.stat()
+    begins = None if film.start is None else ["the frame shown at", film.start]  # once the next one after it
     return {
         "source": [str(media), stat.st_size, stat.st_mtime_ns],
         "encoder": [encoder.name, encoder.pix_fmt, encoder.options, av.ffmpeg_version_info],
-        "film": [film.start, film.end, film.compare, steady, SEGMENT],
+        "film": [begins, film.end, film.compare, steady, SEGMENT],
         "flow": key or {},
     }
 

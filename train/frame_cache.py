@@ -21,7 +21,7 @@ import av
 import numpy as np
 
 from ..runtime.errors import MediaError, UsageError
-from ..runtime.files import lock, write_aside, write_json
+from ..runtime.files import lock, read_small, write_aside, write_json
 from ..runtime.frames import look, open_video, read
 from ..runtime.media import Media
 from ..runtime.pixels import Uint8
@@ -136,11 +136,13 @@ def _key(media: Media, size: int, stride: int) -> str:
 def _cached(base: Path) -> Film | None:
     """The film at `base`, or None where it is not (wholly) there."""
     try:
-        about = json.loads(base.with_suffix(".json").read_text(encoding="utf-8"))
+        about = json.loads(read_small(base.with_suffix(".json")))
         shape = int(about["frames"]), int(about["height"]), int(about["width"]), 3
+        if not base.with_suffix(".rgb").is_file():
+            return None
         frames = np.memmap(base.with_suffix(".rgb"), np.uint8, mode="r")
         return Film(frames.reshape(shape), str(about["problem"]))
-    except (OSError, KeyError, TypeError, ValueError):
+    except (OSError, KeyError, TypeError, ValueError, OverflowError, RecursionError):
         return None
 
 

@@ -9,7 +9,6 @@ SHARD pairs, in folders with the domains' names,
 which is data like any other: the successor is trained on it with `coupling` `paired`.
 """
 
-import json
 import re
 import time
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ import torch
 from PIL import Image
 
 from ..runtime.errors import ConfigError, UsageError
-from ..runtime.files import write_aside, write_json
+from ..runtime.files import read_small, write_aside, write_json
 from ..runtime.pixels import Uint8, to_float, to_uint8
 from . import checkpoint as ckpt
 from .codec import decode, encode
@@ -39,6 +38,7 @@ from .velocity_net import integrate_net
 
 SHARD = 128
 """Pairs in a zip: what an interruption undoes at most."""
+MOST_PAIRS = 1 << 30
 ABOUT = "pairs.json"
 
 
@@ -166,13 +166,16 @@ def made_pairs(folder: Path) -> tuple[Path, Path]:
     """The sides of pairs that another command made. Raises UsageError unless they are all there."""
     path = folder / ABOUT
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = parse_json(read_small(path), str(path))
         count, names = int(about["pairs"]), [_file_name(str(name)) for name in about["domains"]]
         sides = folder / "0" / names[0], folder / "1" / names[1]
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as e:
+        if not 1 <= count <= MOST_PAIRS:
+            raise ValueError(f"{count} pairs")
+    except (OSError, ValueError, OverflowError, KeyError, TypeError, IndexError, ConfigError) as e:
         raise UsageError(f"{folder}: holds no pairs that `rfp reflow` or `rfp distill` made ({path.name}: {e})") from e
-    if missing := [s for s in range(-(-count // SHARD)) if not (sides[1] / f"{s:05}.zip").is_file()]:
-        raise UsageError(f"{folder}: {len(missing)} of its zips are missing; end the command that makes them first")
+    zips = (sides[1] / f"{s:05}.zip" for s in range(-(-count // SHARD)))
+    if missing := next((path for path in zips if not path.is_file()), None):
+        raise UsageError(f"{missing}: is missing; end the command that makes the pairs first")
     return sides
 
 

@@ -136,3 +136,18 @@ def test_a_folder_without_a_page_is_an_error_that_says_how_to_make_one(tmp_path)
     for folder in (tmp_path, tmp_path / "none"):
         result = CliRunner().invoke(app, ["preview", str(folder)])
         assert result.exit_code == 2 and "--format web" in result.output
+
+
+def test_a_page_elsewhere_whose_name_leads_here_is_refused(port):
+    for host, status in (("evil.example", 404), ("evil.example:80", 404), ("localhost:1", 200), ("127.0.0.1", 200)):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection.request("GET", "/", headers={"Host": host})
+        assert connection.getresponse().status == status, host
+        connection.close()
+
+
+@pytest.mark.parametrize("path", ["/loop", "/" + "a" * 300, "/" + 3000 * "a/"])
+def test_links_in_a_circle_and_names_too_long_are_not_there_and_no_traceback(site, port, path, capfd):
+    (site / "loop").symlink_to("loop")
+    assert get(port, path)[0] in (404, 414)
+    assert "Traceback" not in capfd.readouterr().err

@@ -1,9 +1,12 @@
+import json
+import os
 import signal
 import subprocess
 import sys
 import zlib
 from fractions import Fraction
 from io import BytesIO
+from pathlib import PurePosixPath
 
 import av
 import bundles
@@ -11,6 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from rfp.runtime import FilmOptions, FlowOptions, UsageError, load_bundle, segments, translate
+from rfp.runtime import frames as frames_module
+from rfp.runtime.media import Media
 from rfp.runtime.tonemap import HDR
 from test_video import scene, watch, write_video
 
@@ -407,3 +412,65 @@ def test_a_cut_begins_with_the_frame_that_stands_on_the_screen(bundle, tmp_path)
         assert np.allclose(watch(out)[0], times, atol=0.002), watch(out)[0]
     report = translate(bundle, [source], tmp_path / "no.mkv", flow=NATIVE, film=FilmOptions(start=9))
     assert "holds no frame" in report.failed[0].message
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links")
+def test_no_link_that_lies_ready_leads_out_of_the_folder(bundle, tmp_path):
+    source, out, theirs = write_video(tmp_path / "a.mp4", frames=5), tmp_path / "out", tmp_path / "theirs"
+    out.mkdir()
+    theirs.mkdir()
+    (theirs / "thesis.txt").write_text("mine")
+    (out / ".b.mp4.segments").symlink_to(theirs)
+    report = translate(bundle, [source], out / "b.mp4", flow=NATIVE)
+    assert "is a link" in report.failed[0].message and [p.name for p in theirs.iterdir()] == ["thesis.txt"]
+    (out / ".b.mp4.segments").unlink()
+    (out / ".b.partial.mp4").symlink_to(theirs / "thesis.txt")
+    assert not translate(bundle, [source], out / "b.mp4", flow=NATIVE).failed
+    assert (theirs / "thesis.txt").read_text() == "mine" and not (out / "b.mp4").is_symlink()
+
+
+GOOD = {"frames": 1, "last": 0, "delay": 0}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a pipe")
+@pytest.mark.parametrize(
+    "state",
+    [
+        *([GOOD | change] for change in ({"frames": -9}, {"frames": 10**6}, {"last": 2**70}, {"delay": -1}, {"x": 1})),
+        [GOOD] * 2,  # whose file is not there
+        [{"frames": "1", "last": 0, "delay": 0}],
+        [[]],
+        3,
+        None,
+        "[" * 100_000,
+        "pipe",
+        "npz",
+    ],
+    ids=str,
+)
+def test_what_is_no_state_of_a_film_begins_it_anew(tmp_path, state):
+    folder, key = tmp_path / ".a.mp4.segments", {"steps": 1}
+    folder.mkdir()
+    (folder / "mine.txt").write_text("mine")
+    (folder / "000000.nut").write_bytes(b"x")
+    if state == "pipe":
+        os.mkfifo(folder / "film.json")
+    elif isinstance(state, str) and state != "npz":
+        (folder / "film.json").write_text(state)
+    else:
+        entries = [GOOD] if state == "npz" else state
+        (folder / "film.json").write_text(json.dumps({"key": key, "segments": entries}))
+    if state == "npz":
+        np.savez(folder / "000001.npz", before=np.array([{}]), kept=1)  # a pickle
+    with segments.work_on(tmp_path / "a.mp4", key) as work:
+        assert work.frames == 0 and not (folder / "000000.nut").exists()
+    assert [p.name for p in folder.iterdir()] == ["mine.txt"]
+
+
+def test_a_frame_larger_than_the_header_said_is_damage(tmp_path, monkeypatch):
+    source = write_video(tmp_path / "a.mp4", frames=5)
+    media = Media(source, "video", PurePosixPath("a.mp4"))
+    with media.open() as stream, frames_module.open_video(media, stream) as (container, video):
+        monkeypatch.setattr(frames_module, "MAX_FRAME", 64 * 48 - 1)
+        with pytest.raises(av.InvalidDataError, match="above the limit"):
+            list(frames_module._in_order(container, video, 1))

@@ -256,3 +256,10 @@ def test_processes_that_want_one_film_at_once_decode_it_once_and_a_killed_one_le
     assert len({text.splitlines()[-1] for text in texts}) == 1
     assert numbers(open_domain([video], 40)) == list(range(255))
     assert len(list(cache.rglob("*.rgb"))) == 1 and not list(cache.rglob(".*.rgb"))
+
+
+@pytest.mark.parametrize("text", ['{"frames": 1e400, "height": 1, "width": 1, "problem": ""}', "[" * 200_000])
+def test_a_description_that_is_none_is_made_anew(tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
+    (tmp_path / "x.rgb").write_bytes(bytes(3))
+    assert frame_cache._cached(tmp_path / "x") is None

@@ -77,7 +77,7 @@ def test_what_is_there_is_not_made_again_and_another_flows_is_refused(work, tmp_
     with pytest.raises(UsageError, match="steps 3, now 4"):
         make_pairs(source(work, steps=4), tmp_path, 2 * SHARD, CPU, Listener())
     zips[-1].unlink()
-    with pytest.raises(UsageError, match="1 of its zips are missing"):
+    with pytest.raises(UsageError, match=r"00001.zip: is missing"):
         made_pairs(tmp_path)
     with pytest.raises(UsageError, match="holds no pairs"):
         made_pairs(work)
@@ -245,3 +245,10 @@ def test_one_that_is_made_longer_rises_as_it_began(work):
         assert done.exit_code == 0, done.stderr
     config = ckpt.load(ckpt.find(work / "longer")).config
     assert (config.train_images, config.warmup_images) == (80, 2)
+
+
+@pytest.mark.parametrize("text", ['{"pairs": 1e15', '{"pairs": 1e400', '{"pairs": 0', "[" * 200_000, '{"pairs": 300'])
+def test_pairs_that_someone_else_described_end_in_one_line(tmp_path, text):
+    (tmp_path / "pairs.json").write_text(text + (', "domains": ["a", "b"]}' if text.startswith("{") else ""))
+    with pytest.raises(UsageError):
+        made_pairs(tmp_path)
