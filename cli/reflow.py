@@ -123,7 +123,7 @@ def _job(
     """The new training, still with the old one's pictures as its inputs."""
     from ..train import checkpoint as ckpt
     from ..train.job import Job, read_run
-    from ..train.reading import override, parse_json
+    from ..train.reading import override, read_json
     from ..train.reflow import successor
 
     start = ckpt.find(source)
@@ -133,7 +133,7 @@ def _job(
     name = run_id or f"{old.name}-{f'distilled-{steps}' if few else 'reflowed'}"
     values = successor(checkpoint.config, steps, few, images)
     if (own := old.parent / name / "config.json").is_file():  # a run that goes on for longer rises as it did
-        values["warmup_images"] = parse_json(own.read_text("utf-8"), str(own)).get("warmup_images", 0)
+        values["warmup_images"] = read_json(own).get("warmup_images", 0)
     config = override(values, overrides or [], False, f"{start}")
     inputs0, inputs1 = data_of(domain0, domain1, before)
     folder, parts = old.parent / name, {"velocity": start}

@@ -147,7 +147,7 @@ def resolve(
     """What the options ask for. Raises UsageError, ConfigError, CheckpointError."""
     from ..train import checkpoint as ckpt
     from ..train.job import Job, config_of, default_run_id, read_run
-    from ..train.reading import load_config, override, parse_json
+    from ..train.reading import load_config, override, read_json
 
     start, folder, before = None, None, dict[str, Any]()
     if checkpoint is not None and parts:
@@ -164,7 +164,7 @@ def resolve(
             folder = old if run_id is None or (runs / run_id).resolve() == old.resolve() else None
         if not config:  # a run's own config leaves open what its checkpoints have decided, as the command did
             own = folder / "config.json" if folder else start
-            values = parse_json(own.read_text("utf-8"), str(own)) if folder and own.is_file() else config_of(start)
+            values = read_json(own) if folder and own.is_file() else config_of(start)
         if folder and (found := ckpt.checkpoints(folder)) and start != found[-1]:
             raise UsageError(
                 f"{folder} has a newer checkpoint than {start.name}; give --run-id NEW to branch off from this one"

@@ -117,7 +117,8 @@ def generate(
         made = ahead(_made(flow, seed, todo, width, height), 2, flow.stop)
         save_images(pool, made, lambda p, error: tell(ended(_name(seed, p), p.target, error)))
     report.images = len(report.done)
-    report.images_per_second = report.images / (time.monotonic() - started)
+    if report.images:
+        report.images_per_second = report.images / (time.monotonic() - started)
     if grid and sheet_file.exists() and not overwrite:
         tell(Event("skipped", "contact sheet", sheet_file))
     elif grid:

@@ -28,6 +28,7 @@ LARGE = 1 << 24
 # What was freed of its own 16 MiB a thread keeps: 4.9 GB for three images of 144 megapixels on two threads, not 2.7.
 Image.core.set_block_size(1 << 26)  # type: ignore[attr-defined]
 _ORIENTATION = 0x0112
+_NO_RANGE = "holds floating-point numbers, whose range nothing says; save it with 8 or 16 bits"
 MAX_MEMBER_BYTES = 1 << 30
 """Bytes of the largest zip member that is read, as unpacked."""
 LARGE_MEMBER = 1 << 26
@@ -151,6 +152,8 @@ def open_image(stream: BinaryIO, name: str) -> Iterator[Image.Image]:
             image: Image.Image = Image.open(stream, formats=IMAGE_FORMATS)
             if image.width * image.height > MAX_PIXELS:
                 raise MediaError(f"{name}: {image.width}×{image.height} pixels, above the limit of {MAX_PIXELS:,}")
+            if image.mode.startswith("F"):
+                raise MediaError(f"{name}: {_NO_RANGE}")
             yield image
     except RfpError:
         raise
@@ -174,7 +177,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if not image.mode.startswith(("I", "F")):
         return image
     if image.mode.startswith("F"):
-        raise MediaError("holds floating-point numbers, whose range no file says; save it with 8 or 16 bits")
+        raise MediaError(_NO_RANGE)
     values = np.asarray(image).astype(np.float32)
     values *= 255 / 65535
     return Image.fromarray(np.rint(np.clip(values, 0, 255, out=values), out=values).astype(np.uint8))

@@ -3,6 +3,7 @@
 import os
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Executor, Future
@@ -13,6 +14,8 @@ Out = TypeVar("Out")
 
 THREADS = min(8, os.cpu_count() or 1)
 """That decode, and twice as many that encode."""
+SLOW = 0.05
+"""Seconds."""
 
 
 def ahead(items: Iterable[Out], depth: int = 2, stop: Callable[[], None] = lambda: None) -> Generator[Out, None, None]:
@@ -62,8 +65,10 @@ def ahead(items: Iterable[Out], depth: int = 2, stop: Callable[[], None] = lambd
 
 
 def parallel(pool: Executor, work: Callable[[In], Out], items: Iterable[In], depth: int) -> Generator[Out, None, None]:
-    """Yield work(item) in the order of `items`, as soon as it is done and another item is there to be begun; at most
-    `depth` of them are under way or wait to be taken.
+    """Yield work(item) in the order of `items`, at most `depth` of them under way or waiting to be taken.
+
+    Where items take SLOW or longer to come, what is done is not kept until so many wait: it may be all that there is to
+    show. Else they are, for a pool that is drained first stands idle while each result is used.
 
     What `items` raises is raised here, after the results of the items before it.
     """
@@ -72,14 +77,17 @@ def parallel(pool: Executor, work: Callable[[In], Out], items: Iterable[In], dep
     source = iter(items)
     try:
         while True:
+            began = time.monotonic()
             try:
-                waiting.append(pool.submit(work, next(source)))
+                item = next(source)
+                slow = time.monotonic() - began > SLOW
+                waiting.append(pool.submit(work, item))
             except StopIteration:
                 break
             except Exception as e:
                 failure = e
                 break
-            while waiting and (len(waiting) >= depth or waiting[0].done()):
+            while waiting and (len(waiting) >= depth or (slow and waiting[0].done())):
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

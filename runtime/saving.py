@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import Executor
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -121,7 +121,8 @@ def _finish(task: Task, target: Path, flow: Flow, options: PictureOptions) -> No
     """Give back the translation's pixels and write them; of large pictures one at a time."""
     assert task.small is not None and task.pixels is not None
     original, timed = task.original, flow.stages.timed
-    with alone(task.area if flow.upscale != "none" else 0):
+    room = task.job.media.room() if original is None else nullcontext()  # first, as where pictures are decoded
+    with room, alone(task.area if flow.upscale != "none" else 0):
         if original is None:
             with timed("decode"):
                 original = np.asarray(read_image(task.job.media))

@@ -208,12 +208,17 @@ def checkpoints(run: Path) -> list[Path]:
         if path.name.endswith(".state.safetensors") or path.name.startswith(".") or path.name in (BEST, LAST):
             continue
         try:
-            with safe_open(path, framework="pt") as f:
-                about = json.loads((f.metadata() or {})["rfp"])
+            about = json.loads(_about(path))
             found.append(((PHASES.index(about["phase"]), int(about["step"])), path))
         except (SafetensorError, OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue  # not one of ours
     return [path for _, path in sorted(found)]
+
+
+def _about(path: Path) -> str:
+    """A checkpoint's description as it is written inside it. Raises as `safe_open`; KeyError where there is none."""
+    with safe_open(path, framework="pt") as f:
+        return str((f.metadata() or {})["rfp"])
 
 
 def find(path: Path, best: bool = False) -> Path:
@@ -233,10 +238,10 @@ def find(path: Path, best: bool = False) -> Path:
         return found[-1].with_name(BEST) if best else found[-1]
     if not os.path.exists(path):  # noqa: PTH110 (pathlib's raises for a name too long)
         raise UsageError(f"{path}: no such run folder or checkpoint")
-    if path.name == LAST and (found := checkpoints(path.parent.parent)) and path.samefile(found[-1]):
-        return found[-1]  # whose training state goes by its number
     if best:
         raise UsageError(f"{path}: is one checkpoint; --best chooses among those of a run folder")
+    if path.name == LAST and (found := checkpoints(path.parent.parent)) and _about(path) == _about(found[-1]):
+        return found[-1]  # whose training state goes by its number
     return path
 
 

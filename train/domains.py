@@ -37,6 +37,12 @@ class Item(NamedTuple):
     frame: int = 0
     row: int = 0
 
+    @property
+    def name(self) -> str:
+        """By which pairs find each other: its place below the input without the suffix, and of a film the frame."""
+        frame = f" frame {self.frame}" if self.frames is not None else ""
+        return f"{self.media.relative.with_suffix('')}{frame}"
+
 
 LEAST = 0.9
 """Side of the smallest random crop, of the short side, where nothing else is said."""
@@ -133,6 +139,10 @@ class Domain:
         if self.items[index].frames is None:  # those lie in the system's own file cache
             self._keep(index, image)
         return image
+
+    def decodes(self, index: int) -> bool:
+        """Whether picture `index` is whole; noted where it is not."""
+        return self.decoded(index) is not None
 
     def align(self, alignment: Alignment) -> None:
         """Move its pictures by `alignment`, as the bundle will: at the size of the crops."""
@@ -243,14 +253,20 @@ def part(domain: Domain, indices: Indices) -> Domain:
     return replace(domain, items=items, _cache={}, _lock=threading.Lock())
 
 
-def without_damaged(domain: Domain) -> Domain:
-    """The domain without what cannot be decoded: of pairs by name no other picture may stand in for one."""
-    with ThreadPoolExecutor(WORKERS) as pool:
-        good = list(pool.map(lambda i: domain.decoded(i) is not None, range(len(domain))))
-    if all(good):
-        return domain
-    domain.align(domain.alignment)  # its memory is free again
-    return part(domain, np.flatnonzero(good))
+def whole_pairs(domain0: Domain, domain1: Domain) -> tuple[Domain, Domain]:
+    """Both domains without pictures that cannot be decoded and those of the same names: no other may stand in."""
+    bad: set[str] = set()
+    for domain in (domain0, domain1):
+        with ThreadPoolExecutor(WORKERS) as pool:
+            good = list(pool.map(domain.decodes, range(len(domain))))
+        bad |= {item.name for item, whole in zip(domain.items, good, strict=True) if not whole}
+    if not bad:
+        return domain0, domain1
+    kept = []
+    for domain in (domain0, domain1):
+        domain.align(domain.alignment)  # its memory is free again
+        kept.append(part(domain, np.flatnonzero([item.name not in bad for item in domain.items])))
+    return kept[0], kept[1]
 
 
 def _header_problem(media: Media) -> str | None:

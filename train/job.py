@@ -12,7 +12,7 @@ from . import checkpoint as ckpt
 from .config import RFPix2pixModel, alike, same_net, to_json, with_folders
 from .noise import RANDOM
 from .parts import option
-from .reading import parse_json, validate
+from .reading import parse_json, read_json, validate
 
 FREE_TO_CHANGE = frozenset(
     {
@@ -32,6 +32,8 @@ FREE_TO_CHANGE = frozenset(
     }
 )
 """Config keys that may differ when a run is gone on with."""
+NAMED = frozenset({"train_minibatch_size"})
+"""Those of them that are a part of the names that runs are given: they were not free from the beginning."""
 FREE_IN_PHASE_1 = frozenset({"saliency_max_steps", "saliency_accuracy_threshold"})
 """Those that may differ as long as the classifier is not finished: where its phase ends."""
 OPEN_SINCE = frozenset({"adversarial_weight"})
@@ -70,7 +72,7 @@ def default_run_id(
     ends = [x if isinstance(x, str) else x[0].resolve().stem for x in (inputs0, inputs1)]
     stems = [Path(config_name).stem, *ends]
     names = [stem.encode()[:60].decode(errors="ignore") for stem in stems]  # a folder's name has 255 bytes at most
-    fixed = {k: v for k, v in to_json(config).items() if k not in FREE_TO_CHANGE}
+    fixed = {k: v for k, v in to_json(config).items() if k not in FREE_TO_CHANGE - NAMED}
     taken = [{phase: str(path.resolve()) for phase, path in parts.items()}] if parts else []
     identity = json.dumps([fixed, where(inputs0), where(inputs1), seed, *taken])
     return "-".join([*names, hashlib.sha256(identity.encode()).hexdigest()[:6]])
@@ -121,7 +123,7 @@ def config_of(checkpoint: Path) -> dict[str, Any]:
     config, beside = to_json(ckpt.load(checkpoint).config), checkpoint.parent.parent / "config.json"
     if checkpoint.parent.name != "checkpoints" or not beside.is_file():
         return config
-    known: dict[str, Any] = with_folders(config, parse_json(beside.read_text(encoding="utf-8"), str(beside)))
+    known: dict[str, Any] = with_folders(config, read_json(beside))
     return known
 
 
@@ -129,8 +131,10 @@ def same_training(job: Job, resumed: ckpt.Checkpoint) -> None:
     """Raise UsageError where the run in the job's folder, which is at `resumed`, was trained otherwise than it says."""
     free = FREE_TO_CHANGE if resumed.finished("saliency") else FREE_TO_CHANGE | FREE_IN_PHASE_1
     path = job.folder / "config.json"
-    trained = validate(parse_json(path.read_text(encoding="utf-8"), str(path)), str(path))
+    trained = validate(read_json(path), str(path))
     old, new = to_json(trained), to_json(job.config)
+    for values in (old, new):
+        values["codec"].pop("train_minibatch_size", None)  # as free as the other phases'
     free |= {k for k in OPEN_SINCE if new[k] is None}
     free |= {"coupling", "structure_pairing"} if trained.pairs_by == job.config.pairs_by else set()
     if changed := [k for k in new if k not in free and new[k] != old.get(k)]:

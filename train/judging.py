@@ -73,7 +73,7 @@ def eval_net(config: RFPix2pixModel, device: torch.device) -> FeatureNet | None:
     try:
         return _net(config.eval_features, device.type)
     except UsageError as e:
-        raise UsageError(f"eval_features: {str(e).removeprefix('--features ')}") from e
+        raise UsageError(str(e).replace("--features", "eval_features")) from e
 
 
 @cache

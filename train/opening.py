@@ -11,7 +11,7 @@ from . import ranks
 from .codec_config import VAEConfig
 from .config import RFPix2pixModel
 from .device import pick_device
-from .domains import Domain, hold_out, open_domain, part, without_damaged
+from .domains import Domain, hold_out, open_domain, part, whole_pairs
 from .embedders import find_weights
 from .frame_cache import GIGABYTE, FrameCache
 from .job import Job, read_run, same_nets, same_training, with_recorded_parts
@@ -37,7 +37,8 @@ def open_run(job: Job, report: Reporter, dry_run: bool = False) -> Run:
     check_loggers(job.log)
     if job.config.mixed_precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
         raise UsageError("mixed_precision bf16: this GPU does not compute in it; --set mixed_precision=no")
-    eval_net(job.config, device)
+    if not dry_run or Path(job.config.eval_features or "").is_file():  # which downloads nothing
+        ranks.once(lambda: bool(eval_net(job.config, device)))
     if job.config.pairs_by == "structure" and (not dry_run or job.config.structure_weights):
         find_weights(job.config)
     own = ckpt.checkpoints(job.folder)
@@ -59,6 +60,8 @@ def open_run(job: Job, report: Reporter, dry_run: bool = False) -> Run:
         if both := {path.resolve() for path in job.inputs0} & {path.resolve() for path in job.inputs1}:
             report.note(f"{', '.join(map(str, sorted(both)))}: is in both domains, which then differ by nothing there")
     domain1 = _open(job, job.inputs1, frames, report)
+    if job.config.pairs_by == "paired" and isinstance(domain0, Domain) and not dry_run:
+        domain0, domain1 = whole_pairs(domain0, domain1)
     held: tuple[Domain | Noise, Domain] | None = None
     if job.config.eval_every:
         domain0, domain1, held = set_aside(job.config, job.seed, domain0, domain1)
@@ -116,4 +119,4 @@ def _open(job: Job, inputs: Sequence[Path], frames: FrameCache, report: Reporter
     for problem in domain.skipped:
         report.note(f"skipped {problem}")
     domain.on_bad = lambda problem: report.note(f"skipped {problem}")
-    return without_damaged(domain) if job.config.pairs_by == "paired" else domain
+    return domain

@@ -11,7 +11,7 @@ from ..runtime.errors import UsageError
 from ..runtime.pixels import Uint8
 from . import ranks
 from .coupling import Pair, noise_pairs, paired, random_pairs, structure_pairs
-from .domains import Crop, Domain, Indices, Item
+from .domains import Crop, Domain, Indices
 from .embedders import build_embedder
 from .embedding import embed
 from .embedding_cache import EmbeddingCache
@@ -48,7 +48,7 @@ def couple(run: Run, step: int) -> Pair:
 def _by_name(run: Run) -> Pair:
     """Raises UsageError unless the domains hold the same names in the same order; noise goes by its numbers."""
     if isinstance(run.domain0, Domain):
-        names = [[_name(item) for item in domain.items] for domain in run.pictures]
+        names = [[item.name for item in domain.items] for domain in run.pictures]
         if names[0] != names[1]:
             odd = next((a, b) for a, b in zip_longest(*names) if a != b)
             raise UsageError(
@@ -56,11 +56,6 @@ def _by_name(run: Run) -> Pair:
                 f"({len(names[0]):,} and {len(names[1]):,} pictures); give both domains files of the same names"
             )
     return paired(len(run.domain1), run.seed)
-
-
-def _name(item: Item) -> str:
-    frame = f" frame {item.frame}" if item.frames is not None else ""
-    return f"{item.media.relative.with_suffix('')}{frame}"
 
 
 def _by_structure(run: Run, step: int) -> Pair:

@@ -88,6 +88,14 @@ def parse_json(text: str, where: str, twice: list[str] | None = None) -> dict[st
     return values
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises ConfigError."""
+    try:
+        return parse_json(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{path}: cannot be read: {e}") from e
+
+
 def _apply(values: dict[str, Any], assignment: str) -> str | None:
     """Put KEY=VALUE into the values, or say what is wrong with it."""
     key, equals, text = assignment.partition("=")

@@ -13,6 +13,7 @@ from ..runtime.errors import TrainingError
 from ..runtime.files import write_json, write_text
 from . import checkpoint as ckpt
 from . import ranks
+from .codec_config import VAEConfig
 from .codec_phase import train_codec
 from .config import to_json
 from .job import Job, describe, with_recorded_parts
@@ -57,12 +58,22 @@ def train(job: Job, report: Reporter) -> Path:
                 if job.only != "saliency":
                     train_velocity(run, codec, net)
         except torch.OutOfMemoryError as e:
-            raise TrainingError(
-                f"{run.device}: its memory does not hold the training; the same command with a smaller --set "
-                f"train_minibatch_size (now {run.config.train_minibatch_size}) goes on from the last checkpoint, and "
-                "learns the same"
-            ) from e
+            raise TrainingError(_too_large(run)) from e
     return run.folder
+
+
+def _too_large(run: Run) -> str:
+    """What to do where a device's memory does not hold a training."""
+    codec = run.config.codec
+    if isinstance(codec, VAEConfig) and not run.finished("codec"):
+        key, now = "codec.train_minibatch_size", codec.train_minibatch_size
+    else:
+        key, now = "train_minibatch_size", run.config.train_minibatch_size
+    known = ckpt.checkpoints(run.folder)
+    return (
+        f"{run.device}: its memory does not hold the training; give a smaller --set {key} (now {now}), by which it "
+        "learns much the same" + (f", with --checkpoint {run.folder}, which goes on" if known else "")
+    )
 
 
 def _last(run: Run) -> tuple[str, int]:

@@ -371,6 +371,12 @@ def test_the_last_checkpoint_is_the_newest_by_its_number_too(work):
     folder = work / "runs" / "a" / "checkpoints"
     again = rfp("--checkpoint", folder / "last.safetensors", "--device", "cpu")
     assert again.exit_code == 0 and "already trained" in again.stderr, again.stderr
+    shutil.copytree(work / "runs" / "a", work / "runs" / "copied")  # in which it is no link
+    copied = rfp("--checkpoint", "runs/copied/checkpoints/last.safetensors", "--device", "cpu")
+    assert copied.exit_code == 0 and "already trained" in copied.stderr, copied.stderr
+    (work / "runs" / "copied" / "config.json").write_bytes(b"\xff{")
+    spoiled = rfp("--checkpoint", "runs/copied")
+    assert spoiled.exit_code == 2 and "config.json: cannot be read" in spoiled.stderr
     best = ("--checkpoint", folder / "best.safetensors", "--run-id", "b", "--device", "cpu", "--dry-run")
     assert re.search("begins +with the weights of velocity step 2, at step 0", rfp(*best).stdout)
 

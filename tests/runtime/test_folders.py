@@ -3,6 +3,9 @@
 import json
 import mimetypes
 import os
+import threading
+import zipfile
+from io import BytesIO
 
 import bundles
 import numpy as np
@@ -10,7 +13,17 @@ import pytest
 from films import write_video
 from PIL import Image, ImageCms, ImageSequence
 from PIL.PngImagePlugin import PngInfo
-from rfp.runtime import FilmOptions, FlowOptions, FolderOptions, PictureOptions, UsageError, load_bundle, translate
+from rfp.runtime import (
+    FilmOptions,
+    FlowOptions,
+    FolderOptions,
+    PictureOptions,
+    UsageError,
+    images,
+    load_bundle,
+    media,
+    translate,
+)
 
 NATIVE = FlowOptions(size="native")
 
@@ -322,3 +335,22 @@ def test_numbers_without_a_range_are_refused_and_an_empty_file_is_called_unknown
     report = translate(bundle, [tmp_path / "float.tif", tmp_path / "empty.png"], tmp_path / "out", flow=NATIVE)
     said = sorted(event.message for event in report.failed)
     assert "of no known format" in said[0] and "floating-point" in said[1] and "<_io" not in said[0]
+
+
+def test_large_pictures_of_large_members_wait_for_one_another_in_one_order(bundle, tmp_path, monkeypatch):
+    """Who holds the place of a large member waits for that of a large picture, and nobody the other way round."""
+    monkeypatch.setattr(media, "LARGE_MEMBER", 1)
+    monkeypatch.setattr(media, "LARGE", 1)
+    monkeypatch.setattr(images, "KEPT", 0)  # so each is decoded again when it is written
+    with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
+        for i in range(40):
+            data = BytesIO()
+            Image.fromarray(picture(i)).save(data, "PNG")
+            archive.writestr(f"{i}.png", data.getvalue())
+    flow, reports = FlowOptions(size=16, upscale="resize"), []
+    work = threading.Thread(
+        target=lambda: reports.append(translate(bundle, [tmp_path / "z.zip"], tmp_path / "out", flow=flow)), daemon=True
+    )
+    work.start()
+    work.join(100)
+    assert counts(*reports) == (40, 0, 0)

@@ -3,7 +3,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from rfp.runtime.pipeline import ahead, parallel
+from rfp.runtime.pipeline import SLOW, ahead, parallel
 
 
 def test_items_come_in_order_and_no_more_than_depth_are_worked_out_ahead():
@@ -75,6 +75,7 @@ def test_results_come_as_they_are_done_and_not_when_the_queue_is_full():
             yield i
             while len(worked) <= i:
                 time.sleep(0.005)
+            time.sleep(2 * SLOW)
             ahead_of_seen.append(i - len(seen))
 
     with ThreadPoolExecutor(2) as pool:

@@ -16,7 +16,7 @@ from rfp.runtime import CheckpointError, TrainingError, UsageError
 from rfp.train import checkpoint as ckpt
 from rfp.train.config import alike, to_json, without_folders
 from rfp.train.domains import Crop, open_domain
-from rfp.train.job import Job, config_of
+from rfp.train.job import FREE_TO_CHANGE, Job, config_of, default_run_id
 from rfp.train.net_config import ResNetSaliencyNet
 from rfp.train.noise import noise_domain
 from rfp.train.plan import plan
@@ -530,3 +530,9 @@ def test_a_full_device_is_said_with_what_to_do(work, tmp_path, monkeypatch):
     monkeypatch.setattr("rfp.train.velocity_phase.velocity_step", full)
     with pytest.raises(TrainingError, match=r"--set train_minibatch_size \(now 2\)"):
         train(job(work, tmp_path / "full", saliency_loss_weight=0), Listener())
+
+
+def test_the_size_of_a_minibatch_is_a_part_of_a_runs_name_and_free_to_change(work):
+    """Names were made with it before it was free: without it no run of then would be found again."""
+    names = {default_run_id("c", tiny(train_minibatch_size=n), (work,), (work,), 0) for n in (1, 2)}
+    assert len(names) == 2 and "train_minibatch_size" in FREE_TO_CHANGE
