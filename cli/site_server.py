@@ -65,8 +65,8 @@ class _Handler(SimpleHTTPRequestHandler):
 
     def send_head(self) -> Any:
         root, path = Path(self.directory), Path(self.translate_path(self.path))
-        name = self.headers.get("Host", "").rpartition(":")[0] or self.headers.get("Host", "")
-        if name not in ("localhost", "127.0.0.1"):  # a page elsewhere whose name was made to lead here
+        # A page elsewhere may have a name that was made to lead here.
+        if self.headers.get("Host", "").partition(":")[0] not in ("localhost", "127.0.0.1"):
             return self._refuse()
         try:
             path = path / "index.html" if path.is_dir() else path

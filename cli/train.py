@@ -163,8 +163,8 @@ def resolve(
             before = read_run(old)
             folder = old if run_id is None or (runs / run_id).resolve() == old.resolve() else None
         if not config:  # a run's own config leaves open what its checkpoints have decided, as the command did
-            own = folder / "config.json" if folder else start
-            values = read_json(own) if folder and own.is_file() else config_of(start)
+            own = folder / "config.json" if folder else None
+            values = read_json(own) if own and own.is_file() else config_of(start)
         if folder and (found := ckpt.checkpoints(folder)) and start != found[-1]:
             raise UsageError(
                 f"{folder} has a newer checkpoint than {start.name}; give --run-id NEW to branch off from this one"

@@ -94,9 +94,7 @@ def evaluate(
     judge = judge or Judge()
     result = Evaluation(features=judge.net.name if judge.net else "statistics (no network)")
     size = bundle.manifest.image_size
-    _check(bundle, source, truth, reverse, limit)
-    if bundle.manifest.generative and not target and not judge.classifier:
-        raise UsageError(f"{bundle.path}: makes pictures from noise; give a target, or a classifier, to judge them by")
+    _check(bundle, source, truth, reverse, limit, bool(target or judge.classifier))
     graphs = Velocity(bundle, device), open_codec(bundle, device)
     there, back = (
         Flow(*graphs, bundle.manifest, FlowOptions(steps=steps, solver=solver, reverse=way))
@@ -129,18 +127,22 @@ def evaluate(
     return result
 
 
-def _check(bundle: Bundle, source: str | Path | None, truth: str | Path | None, reverse: bool, limit: int) -> None:
+def _check(
+    bundle: Bundle, source: str | Path | None, truth: str | Path | None, reverse: bool, limit: int, judged_by: bool
+) -> None:
     if limit < FEWEST:
         raise UsageError(f"limit is {limit}; wanted {FEWEST} or more")
     if bundle.manifest.generative and (source or truth or reverse):
         raise UsageError(
             f"{bundle.path}: makes pictures from noise, so there is no source, truth or reverse; give a target"
         )
+    if bundle.manifest.generative and not judged_by:
+        raise UsageError(f"{bundle.path}: makes pictures from noise; give a target, or a classifier, to judge them by")
     if not bundle.manifest.generative and not source:
         raise UsageError("give --source: pictures to translate")
 
 
-def _reader(size: int, limit: int, result: Evaluation) -> "Callable[..., Pictures]":
+def _reader(size: int, limit: int, result: Evaluation) -> Callable[..., Pictures]:
     def read(what: str, where: str | Path, only: Collection[str] | None = None) -> Pictures:
         found, failures = squares(where, size, limit, only)
         result.failed += failures

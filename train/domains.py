@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from ..runtime.alignment import IDENTITY, Alignment, moved
 from ..runtime.discovery import discover
 from ..runtime.errors import MediaError, UsageError
-from ..runtime.media import IMAGE_FORMATS, MAX_PIXELS, Media, read_image
+from ..runtime.media import Media, open_image, read_image
 from ..runtime.pixels import Float, Uint8
 from .frame_cache import Film, FrameCache, open_films
 
@@ -273,13 +273,7 @@ def _header_problem(media: Media) -> str | None:
     if media.kind == "video":
         return None
     try:
-        with media.room(), media.open() as stream, Image.open(stream, formats=IMAGE_FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                return f"{media}: {image.width}×{image.height} pixels, above the limit of {MAX_PIXELS:,}"
+        with media.room(), open_image(media.open(), str(media)):
+            return None
     except MediaError as e:
         return str(e)
-    except UnidentifiedImageError:
-        return f"{media}: not a readable image: of no known format, or damaged at its beginning"
-    except Exception as e:  # Pillow raises a dozen kinds on damaged files
-        return f"{media}: not a readable image: {str(e) or type(e).__name__}"
-    return None

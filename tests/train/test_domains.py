@@ -194,7 +194,7 @@ def test_a_set_that_fits_is_decoded_once_and_one_that_does_not_never_swaps(tmp_p
 
 
 def test_a_claim_of_too_many_pixels_is_refused_from_the_header(tmp_path, monkeypatch):
-    monkeypatch.setattr("rfp.train.domains.MAX_PIXELS", 900)
+    monkeypatch.setattr("rfp.runtime.media.MAX_PIXELS", 900)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)  # above it Pillow warns, and warnings are errors here
     save(tmp_path / "d" / "good.png", noisy(80, 1, (22, 24)))
     save(tmp_path / "d" / "huge.png", noisy(80, 1, (31, 30)))
