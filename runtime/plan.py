@@ -63,13 +63,18 @@ def plan(
     elif os.path.lexists(output) and not os.path.isdir(output):  # noqa: PTH112
         raise UsageError(f"{output}: is a file; several inputs, a folder or a zip need a folder as --output")
     else:
-        kind = (mimetypes.guess_type(output.name, strict=False)[0] or "").partition("/")[0]
-        if (known or kind in ("image", "video")) and not os.path.isdir(output):  # noqa: PTH112
+        if output.suffix and not os.path.isdir(output) and (known or _of_a_file(output)):  # noqa: PTH112
             raise UsageError(_no_folder(output, one_file))
         if any(path.is_dir() and here.is_relative_to(real(path)) for path in inputs):
             found = found.kept(lambda media: not real(media.path).is_relative_to(here))
         jobs = found.into(lambda media: Job(media, output / _writable(media, suffix)))
     return _distinct(jobs, on_bad)
+
+
+def _of_a_file(output: Path) -> bool:
+    """Whether the name is one of a picture or a film of a kind that is not written, by the system's table of them."""
+    kind = mimetypes.guess_type(output.name, strict=False)[0] or ""
+    return kind.startswith(("image/", "video/"))
 
 
 def _no_folder(output: Path, one_file: bool) -> str:
