@@ -160,7 +160,9 @@ def test_torchrun_saves_when_told_to_stop_and_says_how_to_go_on(work):
             if line.startswith("velocity 3/"):
                 break
         agent.send_signal(signal.SIGTERM)
-        stdout, stderr = agent.communicate(timeout=60)
+        # Not communicate(), which reads past what the loop above has read ahead: lines that came at once were lost.
+        stderr, stdout = agent.stderr.read(), agent.stdout.read()
+        agent.wait(timeout=60)
     text = "".join(lines) + stderr
     assert text.count("run: runs/long") == 1 and stdout == ""
     again = "torchrun --nproc-per-node 2 -m rfp train -d0 dark -d1 bright --device cpu -c long.json --run-id long"
