@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 from rfp.runtime import integrate
-from rfp.train.loss import interpolate, losses, measure_scales, rough_noise, see, size
+from rfp.train.loss import Scales, interpolate, losses, measure_scales, rough_noise, see, size
 from rfp.train.net_config import ConvSaliencyNet, ResNetSaliencyNet
 from rfp.train.saliency import build_saliency_net
 from rfp.train.velocity_net import build_velocity_net
@@ -139,6 +139,17 @@ def test_noise_on_the_path_is_followed_by_its_own_velocity():
     assert (at(t) - interpolate(x0, x1, t)).square().sum() > 0.1
 
 
+def test_the_classifier_looks_from_where_the_noise_led():
+    """Features x²/2, so that ∇h(x_t)ᵀu = x_t·u."""
+    x0, x1, z = *images(3, 8), images(3, 8, seed=5)[0]
+    t, one = torch.tensor([0.2, 0.5, 0.9]).double(), torch.ones(())
+    h = lambda x: x.square().flatten(1) / 2  # noqa: E731
+    _, saliency = losses(lambda x, t: 0 * x, h, x0, x1, t, Scales(one, one), z)
+    s = t[:, None, None, None]
+    xt, y = (1 - s) * x0 + s * x1 + 4 * s * (1 - s) * z, x1 - x0 + 4 * (1 - 2 * s) * z
+    close(saliency, (xt * y).square().sum() / 3)
+
+
 def test_the_net_that_takes_the_noise_away_comes_from_the_middle_to_the_end():
     """Where x0 = x1 the noise is all there is to learn, and v = γ′/γ·(x_t − x0) is exact: Euler steps end at x1."""
     x1, z = images(2, 8)
@@ -158,8 +169,12 @@ def test_rough_noise_has_its_deviation_and_coarse_grains():
     z = rough_noise(shape, 0.3, torch.Generator().manual_seed(0))
     assert z.shape == shape and torch.equal(z, rough_noise(shape, 0.3, torch.Generator().manual_seed(0)))
     assert z.mean().abs() < 0.01 and z.std().item() == pytest.approx(0.3, rel=0.3)
-    beside = (z[..., 1:] * z[..., :-1]).mean() / z.square().mean()
-    assert 0.3 < beside < 0.7  # white noise: 0
+
+    def alike(apart):
+        return ((z[..., apart:] * z[..., :-apart]).mean() / z.square().mean()).item()
+
+    assert 0.3 < alike(1) < 0.7 and alike(8) > 0.03  # white noise: 0
+    assert abs(alike(16)) < 0.03  # two of the largest grains away
     assert rough_noise((1, 2, 4, 3), 1, torch.Generator()).shape == (1, 2, 4, 3)
 
 
