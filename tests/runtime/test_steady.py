@@ -83,3 +83,23 @@ def test_a_film_is_steadied_as_it_is_translated(tmp_path: Path):
     assert np.abs(calm.astype(int) - wanted).mean() < 2
     with pytest.raises(UsageError, match=r"steady is 1\.0"):
         translate(bundle, [film], tmp_path / "x.mp4", steady=1.0)
+
+
+def test_less_is_carried_on_the_more_five_by_five_pixels_change():
+    """Of a displacement of 40 that falls to 0, half where nothing moves, and nothing from 24 grey levels on."""
+    before = np.full((1, 9, 9, 3), 100, np.uint8)
+    spot = before.copy()
+    spot[0, 4, 4] = 40
+    carried = np.full((1, 9, 9, 1), 20)
+    carried[:, 2:7, 2:7] = 18  # 60 of one pixel are 2.4 of 25, a tenth of 24
+    for now, wanted in ((spot, carried), (before - 12, 10), (before + 12, 10), (before - 30, 0)):
+        steady = Steady(0.5)
+        steady(before, before + 40)
+        np.testing.assert_array_equal(steady(now, now), now + wanted)
+
+
+def test_what_changes_by_two_grey_levels_is_still_and_by_three_is_not():
+    frames, out = np.zeros((2, 2, 4, 3), np.uint8), np.zeros((2, 2, 4, 3), np.uint8)
+    frames[1], out[1] = (np.array(levels, np.uint8)[:, None, None] for levels in ((2, 3), (5, 9)))
+    f = flicker(frames, out)
+    assert (f["still"], f["still_source"], f["change"]) == (5, 2, 14 / 5)
