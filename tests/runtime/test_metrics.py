@@ -83,3 +83,11 @@ def test_edge_correlation_is_pearsons_of_the_gradients_and_1_for_the_same_edges(
     assert edge_correlation(a, 255 - a) == pytest.approx(1)
     flat = np.zeros_like(a)
     assert (edge_correlation(flat, flat), edge_correlation(flat, a)) == (1, 0)
+
+
+def test_texture_is_that_of_the_grey_picture():
+    checks = np.repeat(((X + Y) % 2 * 60)[..., None], 3, axis=2).astype(np.uint8)
+    for channel in range(3):
+        alone = np.zeros_like(checks)
+        alone[..., channel] = checks[..., channel]
+        assert texture_energy(alone, checks) == pytest.approx(1 / 9)
