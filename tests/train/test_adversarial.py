@@ -1,5 +1,6 @@
 """The critic: its losses by their definitions, its part in training, and that nothing of it is lost."""
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -70,8 +71,11 @@ def test_alike_is_log_2_and_a_clear_margin_nothing():
 
 @pytest.mark.parametrize("size", [(8, 8), (16, 24), (31, 33)])
 def test_a_critic_takes_any_size(size):
-    found = Critic(4)(torch.zeros(2, 4, *size))
+    critic = Critic(4)
+    found = critic(torch.zeros(2, 4, *size))
     assert [len(x) for x in found] == [2, 2, 2] and found[2].shape == (2, 1)
+    torch.cat(found, dim=1).sum().backward()
+    assert all(p.grad is not None for p in critic.parameters())
 
 
 def test_v_is_pushed_towards_real_and_the_critic_is_not_pushed_by_v():
@@ -107,6 +111,28 @@ def test_every_fourth_step_looks_at_the_way_back():
     for step in range(8):
         critics.losses(v, x, x + 1, step, ONE)
     assert times[::2] == [0, 0, 1, 0, 0, 0, 1, 0]
+
+
+def test_every_fourth_look_each_way_is_penalised_four_times_as_much():
+    """Nothing is told apart, which is log 2; the penalty is that of three equal views, as above."""
+    critics, w, x = Critics(3, 1, seed=0), torch.randn(3, 8, 8), torch.zeros(2, 3, 8, 8)
+    critics.nets = nn.ModuleList([Linear(w), Linear(w)])
+    learning = [critics.losses(lambda x, t: x * 0, x, x, step, ONE)[2].item() for step in range(20)]
+    penalties = [(found - math.log(2)) / (9 * w.square().sum().item()) for found in learning]
+    assert penalties == pytest.approx([4 if step in (0, 2, 4, 8, 12, 16, 18) else 0 for step in range(20)], abs=1e-3)
+
+
+def test_critics_begin_as_their_seed_says_and_take_steps_of_the_rate():
+    """Adam's first moves every weight that has a gradient by as much."""
+    critics, again, other = (Critics(3, 1, seed) for seed in (0, 0, 1))
+    before, same, different = (
+        nn.utils.parameters_to_vector(c.nets.parameters()).detach() for c in (critics, again, other)
+    )
+    assert torch.equal(before, same) and not torch.equal(before, different)
+    critics.losses(lambda x, t: x * 0, torch.zeros(1, 3, 8, 8), torch.ones(1, 3, 8, 8), 0, ONE)[2].backward()
+    critics.update(1e-2)
+    moved = (nn.utils.parameters_to_vector(critics.nets.parameters()) - before).abs()
+    assert moved.max().item() == pytest.approx(1e-2, rel=1e-3)
 
 
 def test_a_critic_learns_to_tell_and_then_nothing_is_told():
