@@ -80,6 +80,32 @@ def test_no_step_stands_where_tiles_meet(make):
     assert np.abs(np.diff(out[32, :, 0].astype(int))).max() <= 5  # of 64 grey levels between neighbouring tiles
 
 
+def test_the_rim_of_a_tile_is_not_used_but_where_the_picture_ends():
+    """Of tiles of 64 px that overlap by 16 the outer 4 px are wrong, as zero padding makes them."""
+    image = picture(5, 64, 112)
+
+    def rimmed(tile, norms):
+        out = np.zeros_like(tile)
+        out[:, :, 4:-4] = tile[:, :, 4:-4]
+        return out
+
+    out = tiled(image, rimmed, 64, 16, together=False)
+    np.testing.assert_array_equal(out[:, 4:-4], image[:, 4:-4])
+
+
+def test_tiles_overlap_by_a_quarter_unless_told(make, monkeypatch):
+    """Of 64 px, 3 cover 120 px where they overlap by 16, and 2 where by 8."""
+    seen, call = [], Network.__call__
+    count = lambda self, *x, **tile: seen.append(x) or call(self, *x, **tile)  # noqa: E731
+    monkeypatch.setattr(Network, "__call__", count)
+    counts = []
+    for more in ({}, {"overlap": 16}, {"overlap": 8}):
+        make(bundles.blur(), tile=64, **more)(picture(6, 40, 120)[None])
+        counts.append(len(seen))
+        seen.clear()
+    assert counts[0] == counts[1] > counts[2]
+
+
 def test_the_net_never_sees_more_than_a_tile(make, monkeypatch):
     flow, seen = make(bundles.blur(), tile=64), []
     call = Network.__call__
