@@ -24,6 +24,7 @@ from rfp.runtime import (
     media,
     translate,
 )
+from rfp.runtime.files import write_text
 
 NATIVE = FlowOptions(size="native")
 
@@ -354,3 +355,12 @@ def test_large_pictures_of_large_members_wait_for_one_another_in_one_order(bundl
     work.start()
     work.join(100)
     assert counts(*reports) == (40, 0, 0)
+
+
+def test_a_file_is_whole_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    target, flushed = tmp_path / "a.txt", []
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: flushed.append((os.fstat(fd).st_ino, os.fstat(fd).st_size, target.exists()))
+    )
+    write_text(target, "all of it")
+    assert flushed == [(target.stat().st_ino, 9, False)] and [*tmp_path.iterdir()] == [target]
