@@ -18,7 +18,7 @@ from rfp.train import checkpoint as ckpt
 from rfp.train.config import to_json
 from rfp.train.coupling import paired
 from rfp.train.distill import BACK, Ends, distill_losses
-from rfp.train.domains import open_domain
+from rfp.train.domains import Crop, open_domain
 from rfp.train.loss import Scales
 from rfp.train.noise import Noise
 from rfp.train.reflow import SHARD, Source, made_pairs, make_pairs, successor
@@ -64,6 +64,24 @@ def test_pairs_are_what_the_flow_makes_there_and_back(work, tmp_path):
         x = integrate_net(net, torch.from_numpy(to_float(start[name][None])), 3, *times)
         assert np.abs(to_uint8(x.numpy())[0].astype(int) - end[name]).max() <= 1
     assert np.mean([zero[n].mean() for n in zero if n not in back]) < 100 < np.mean([one[n].mean() for n in back])
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_starts_are_cut_and_mirrored_as_training_does_it(work, tmp_path, flip):
+    """Without random crops each is a whole middle square, as it lies or mirrored."""
+    flow = source(work, steps=1)
+    config = flow.checkpoint.config.model_copy(update={"random_crop": False, "horizontal_flip": flip})
+    flow = replace(flow, checkpoint=replace(flow.checkpoint, config=config))
+    zero, one = map(members, make_pairs(flow, tmp_path, 1, CPU, Listener()))
+    ways = {True: (zero, flow.domain0), False: (one, flow.domain1)}
+    count = 0
+    for forward, (side, domain) in ways.items():
+        starts = [side[name] for name in side if (BACK not in name) == forward]
+        squares = {domain.crop(i, Crop()).tobytes() for i in range(len(domain))}
+        straight = sum(start.tobytes() in squares for start in starts)
+        assert straight + sum(start[:, ::-1].tobytes() in squares for start in starts) == len(starts)
+        count += straight
+    assert 0.3 * SHARD < count < 0.7 * SHARD if flip else count == SHARD
 
 
 def test_what_is_there_is_not_made_again_and_another_flows_is_refused(work, tmp_path):
@@ -163,7 +181,7 @@ def test_distilling_gets_nearer_in_one_step_than_the_flow_and_goes_on(work):
     student = ckpt.load(ckpt.find(folder))
     assert student.config.num_inference_steps == student.config.distill_steps == 1
     assert student.domains == teacher.domains == ("dark", "bright")
-    x = torch.from_numpy(to_float(np.stack([open_domain([work / "dark"], 16).crop(i, c) for i, c in crops()])))
+    x = torch.from_numpy(to_float(np.stack([open_domain([work / "dark"], 16).crop(i, Crop()) for i in range(7)])))
     wanted = integrate_net(teacher.velocity(), x, 8).clamp(-1, 1)
     errors = [(integrate_net(c.velocity(), x, 1) - wanted).square().mean() for c in (student, teacher)]
     assert errors[0] < 0.5 * errors[1], errors
@@ -171,12 +189,6 @@ def test_distilling_gets_nearer_in_one_step_than_the_flow_and_goes_on(work):
     whole = run_command(work, *args, "--images", 420, "--run-id", "whole", "--pairs-from", folder / "pairs")
     assert whole.exit_code == 0, whole.stderr
     assert ckpt.load(ckpt.find(folder)).step == ckpt.load(ckpt.find(work / "whole")).step == 84
-
-
-def crops():
-    from rfp.train.domains import Crop
-
-    return [(i, Crop()) for i in range(7)]
 
 
 @pytest.mark.slow
@@ -202,13 +214,36 @@ def test_reflow_is_a_run_of_its_own_on_shared_pairs_that_survives_being_killed(w
     assert (config.num_inference_steps, config.distill_steps, config.coupling) == (4, None, "paired")
 
 
-def test_the_successor_keeps_the_net_and_the_data_but_not_the_classifier():
-    teacher = tiny()
-    changed = {k for k, v in successor(teacher, 2, True, None).items() if to_json(teacher)[k] != v}
-    assert changed <= {
-        "coupling", "random_crop", "cutmix", "dropout", "bridge_noise", "flow_loss_huber", "saliency_loss_weight",
-        "distill_steps", "train_images", "learning_rate", "warmup_images", "num_inference_steps",
-    }  # fmt: skip
+def test_the_successor_keeps_the_net_and_the_data_but_not_what_pairs_of_a_flow_need_no_more():
+    teacher = tiny(
+        structure_pairing=True,
+        cutmix=0.5,
+        dropout=0.3,
+        bridge_noise=0.2,
+        flow_loss_weight=0.5,
+        adversarial_weight=0.5,
+        train_images=1000,
+        warmup_images=100,
+    )
+    before, found = to_json(teacher), successor(teacher, 4, True, None)
+    assert {k: v for k, v in found.items() if before[k] != v} == {
+        "coupling": "paired",
+        "structure_pairing": False,
+        "random_crop": False,
+        "cutmix": 0,
+        "dropout": 0,
+        "bridge_noise": 0,
+        "flow_loss_weight": 1,
+        "flow_loss_huber": 0,
+        "saliency_loss_weight": 0,
+        "adversarial_weight": 0,
+        "num_inference_steps": 4,
+        "distill_steps": 4,
+        "train_images": 500,
+        "learning_rate": teacher.learning_rate / 2,
+        "warmup_images": 25,
+    }
+    assert successor(teacher, 4, False, 70)["distill_steps"] is None and before.keys() == found.keys()
 
 
 @pytest.mark.parametrize(
