@@ -1,5 +1,7 @@
 """Pairs made anew by what the flow makes of pictures."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from rfp.train.config import RFPix2pixModel
 from rfp.train.coupling import structure_pairs
 from rfp.train.opening import open_run
 from rfp.train.plan import plan
-from rfp.train.re_pairing import NEAR0, NEAR1, re_paired, saved, turns
+from rfp.train.re_pairing import NEAR0, NEAR1, alike, re_paired, saved, turns
 from rfp.train.run import Interrupted
 from rfp.train.training import train
 from test_resume import stop_at
@@ -95,10 +97,10 @@ def test_each_turn_changes_the_pairs_from_its_step_on(work, often, monkeypatch):
 
     monkeypatch.setattr(velocity_phase, "batches", batches)
     monkeypatch.setattr(velocity_phase, "re_paired", anew)
-    finish(job(work, **OFTEN))
+    finish(replace(job(work, **OFTEN), seed=4))
     assert [s[:2] for s in segments] == [(0, 3), (3, 6), (6, 9), (9, 12)] and len(made) == 3
     for n, (_, _, even, odd) in enumerate(segments[1:]):
-        pair = structure_pairs(np.full((7, 2), n), np.full((9, 2), n), 0)
+        pair = structure_pairs(np.full((7, 2), n), np.full((9, 2), n), 4)
         assert (even, odd) == (pair(0), pair(1)) and even[1] == odd[0] == n
 
 
@@ -146,3 +148,24 @@ def test_neighbours_that_do_not_fit_are_found_anew(work, change):
     assert saved(run) == {} and any("found anew" in note for note in listener.notes)
     run.resumed_state = {NEAR1: good[NEAR1]}
     assert saved(run) == {}
+
+
+def test_the_steps_that_a_critic_looks_at_are_those_of_pairs_made_anew_after_it_began(work, monkeypatch):
+    """And their cost counts: of three times that could be afforded two are left."""
+    critic = {"adversarial_weight": 1.0, "num_inference_steps": 16}
+    assert [len(turns(config(**more), 500, 500)) for more in ({}, critic)] == [3, 2]
+    run = open_run(job(work, **STRUCTURE, **critic, adversarial_start=0.5), Listener())
+    seen = []
+    monkeypatch.setattr(re_pairing, "integrate_net", lambda v, x, steps, *rest: seen.append(steps) or x)
+    for step, steps in ((run.config.critic_from, re_pairing.STEPS), (run.config.critic_from + 1, 16)):
+        re_paired(run, Identity(), None, step)
+        assert {*seen} == {steps}
+        seen.clear()
+
+
+def test_edges_count_as_much_as_pixels():
+    """Fine stripes, upright and lying, of which thumbnails show the mean grey alone."""
+    stripes = torch.tensor([-0.2, -0.2, 0.8, 0.8]).repeat(16).expand(1, 3, 64, 64)
+    upright, lying = alike(stripes), alike(stripes.mT)
+    assert (upright @ upright.T).item() == pytest.approx(1, abs=1e-5)
+    assert (upright @ lying.T).item() == pytest.approx(0.5, abs=0.01)
