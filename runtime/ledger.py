@@ -175,10 +175,14 @@ def settings(bundle: Bundle, *options: Any) -> dict[str, Any]:
 
 
 def model_hash(bundle: Bundle) -> str:
-    """SHA-256 of the velocity graph, as in rfp.json; where other graphs or weights belong to it, of all."""
+    """SHA-256 of the velocity graph, as in rfp.json; where other graphs or weights belong to it, of all; of Core ML
+    packages, of what rfp.json says of each."""
     digest = hashlib.sha256(bundle.model)
     for part in (bundle.encoder, bundle.decoder, *(bundle.data[name] for name in sorted(bundle.data))):
         digest.update(part)
+    sums = {graph.file: graph.sha256 for graph in bundle.manifest.graphs}
+    for role in sorted(bundle.packages):
+        digest.update(sums[bundle.packages[role].name].encode())
     return digest.hexdigest()
 
 

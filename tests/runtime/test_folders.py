@@ -5,6 +5,7 @@ import mimetypes
 import os
 import threading
 import zipfile
+from dataclasses import replace
 from io import BytesIO
 
 import bundles
@@ -17,6 +18,7 @@ from rfp.runtime import (
     FilmOptions,
     FlowOptions,
     FolderOptions,
+    Graph,
     PictureOptions,
     UsageError,
     images,
@@ -25,6 +27,7 @@ from rfp.runtime import (
     translate,
 )
 from rfp.runtime.files import write_text
+from rfp.runtime.ledger import model_hash
 
 NATIVE = FlowOptions(size="native")
 
@@ -207,6 +210,19 @@ def test_what_others_made_or_changed_is_never_touched_unasked(bundle, tmp_path, 
     assert "not in rfp's ledger" in said["0.png"] and "changed since" in said["1.png"]
     assert (out / "sub/0.png").read_bytes() == b"mine" and (out / "sub/1.png").read_bytes() == retouched
     assert counts(translate(bundle, [photos], out, overwrite=True)) == (6, 0, 0)
+
+
+def test_the_hash_of_a_model_is_of_all_that_belongs_to_it(bundle):
+    def packaged(*sums):
+        files = [f"{i}.mlpackage" for i in range(len(sums))]
+        graphs = [Graph(file, "fp16", of * 64, 1, format="coreml") for file, of in zip(files, sums, strict=True)]
+        packages = {file: bundle.path.with_name(file) for file in files}
+        return replace(bundle, model=b"", manifest=replace(bundle.manifest, graphs=tuple(graphs)), packages=packages)
+
+    models = [bundle, *(replace(bundle, **{part: part.encode()}) for part in ("model", "encoder", "decoder"))]
+    models += [replace(bundle, data={"weights": b"more"}), *(packaged(*sums) for sums in ("a", "b", "ab", "ba"))]
+    assert model_hash(bundle) == bundle.manifest.graphs[0].sha256
+    assert len({model_hash(model) for model in models}) == len(models)
 
 
 def test_a_torn_or_foreign_ledger(bundle, tmp_path, photos):
