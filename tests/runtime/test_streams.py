@@ -73,9 +73,25 @@ def test_sound_that_mp4_does_not_take_is_made_anew_whatever_its_channels_and_rat
     before, began = heard(source)
     after, begins = heard(tmp_path / "b.mp4")
     assert abs(begins - began) < 0.03 and abs(len(after) - len(before)) < 8000 * 0.1
+    with av.open(str(tmp_path / "b.mp4")) as b:
+        assert b.streams.audio[0].channels == av.AudioLayout(channels).nb_channels
     for samples in (before, after):
         spectrum = np.abs(np.fft.rfft(samples[2000:10000]))
         assert spectrum.argmax() == 440 and spectrum[430:450].sum() > 0.5 * spectrum.sum()
+
+
+def test_sound_made_anew_begins_and_ends_with_the_cut(bundle, tmp_path):
+    source = tone("pcm_s16le", tmp_path / "a.mkv")
+    through(bundle, source, tmp_path / "b.mp4", start=0.8, end=1.4)
+    samples, begins = heard(tmp_path / "b.mp4")
+    assert abs(begins) < 0.03 and abs(len(samples) / 8000 - 0.6) < 0.1
+
+
+def test_sound_made_anew_runs_evenly_though_its_times_were_rounded(bundle, tmp_path):
+    """Matroska's are whole ms, and a frame of AAC lasts 23.2."""
+    through(bundle, tone("pcm_f32le", tmp_path / "a.mkv", rate=44100), tmp_path / "b.mp4")
+    times = [time for _, time in watch(tmp_path / "b.mp4")[2]]
+    assert len(times) > 80 and np.abs(np.diff(times) - 1024 / 44100).max() < 1e-5
 
 
 def test_a_stream_that_is_refused_packets_later_costs_that_stream_alone(bundle, tmp_path):
