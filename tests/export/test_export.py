@@ -14,9 +14,10 @@ from PIL import Image
 from rfp.cli.main import app
 from rfp.export import onnx as export_onnx_module
 from rfp.export.bundle import export_bundle
-from rfp.export.proof import FLOORS, make_cases
+from rfp.export.proof import FLOORS, Case, Floor, Made, Parity, make_cases, prove, psnr, shortfall
 from rfp.export.source import open_source
 from rfp.runtime import CheckpointError, ExportError, UsageError, generate, integrate, load_bundle
+from rfp.runtime.codec import Identity
 from rfp.runtime.manifest import METADATA_KEY
 from rfp.runtime.noise import noises
 from rfp.runtime.pixels import to_float, to_uint8
@@ -192,8 +193,26 @@ def test_the_figure_is_that_of_the_whole_integration(run, bundle):
     with torch.no_grad():
         want = integrate(lambda x, t: net(x, torch.full((1,), t)), torch.from_numpy(x), 2).numpy()
     got = integrate(Velocity(loaded, "cpu"), x, 2)
-    psnr = 10 * np.log10(4 / np.mean((want - got).astype(np.float64) ** 2))
-    assert loaded.manifest.graphs[0].parity["psnr"] <= psnr + 1 and psnr > 100
+    by_hand = 10 * np.log10(4 / np.mean((want - got).astype(np.float64) ** 2))
+    assert loaded.manifest.graphs[0].parity["psnr"] <= by_hand + 1 and by_hand > 100
+
+
+def test_the_proof_is_of_the_worst_case_and_follows_each_from_its_own_end():
+    """By graphs of v = 1: what begins at t = 0 ends 1 higher, what begins at 1 ends 1 lower."""
+    x = np.full((1, 3, 4, 4), 0.5, np.float32)
+    cases = [Case(-x, 0, False, (4, 4), x), Case(x, 1, False, (4, 4), np.float32(0.02) - x)]
+    made = Made({}, lambda x, t: np.ones_like(x), Identity())
+    for order in (cases, cases[::-1]):
+        assert prove(order, made, 3) == Parity(40.0, 2, 3, 2)
+    assert psnr(x, x) == 200 and psnr(x, x * np.nan) == 0
+
+
+def test_a_floor_is_missed_by_either_figure():
+    floor = Floor(80.0, 1)
+    assert shortfall(Parity(80.0, 1, 6, 2), floor) is None
+    assert "0.5 dB below its floor of 80 dB" in str(shortfall(Parity(79.5, 1, 6, 2), floor))
+    assert "1 above its bound of 1 grey levels" in str(shortfall(Parity(90.0, 2, 6, 2), floor))
+    assert shortfall(Parity(90.0, 99, 6, 2), Floor(80.0)) is None
 
 
 def test_an_output_that_is_there_is_kept_unless_it_is_a_bundle_and_overwrite(run, bundle, tmp_path, quick):
