@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 from rfp.runtime import UsageError, load_bundle
-from rfp.runtime.evaluation import centre_square, evaluate
+from rfp.runtime.evaluation import centre_square, evaluate, squares
 from rfp.runtime.features import FeatureNet, describe
-from rfp.runtime.judging import Judge
+from rfp.runtime.judging import Judge, Scene, _looks
 from rfp.runtime.metrics import l1, psnr, ssim, texture_energy
+from rfp.runtime.noise import noises
+from rfp.runtime.pixels import to_uint8
 
 MEANS = FeatureNet("means", 8, lambda x: x)
 
@@ -168,3 +170,47 @@ def test_a_generative_bundle_without_anything_to_judge_by_is_refused_at_once(tmp
     bundle = load_bundle(bundles.write_bundle(tmp_path / "b", bundles.towards(0.5), generative=True))
     with pytest.raises(UsageError, match="give a target, or a classifier"):
         evaluate(bundle)
+
+
+@pytest.mark.parametrize(("solver", "there", "back"), [("euler", 0.5**2, 1.5**2), ("heun", 0.625**2, 1.625**2)])
+def test_the_round_trip_goes_there_and_back_by_the_steps_and_the_solver_that_were_asked_for(work, solver, there, back):
+    """v = −x shrinks every picture about grey, and backwards makes it grow."""
+    bundle = load_bundle(bundles.write_bundle(work / solver, bundles.towards(0.0)))
+    found = figures(evaluate(bundle, work / "sharp", steps=2, solver=solver), "round trip")["psnr"]
+    before = read(work / "sharp")
+
+    def grown(x: np.ndarray, by: float) -> np.ndarray:
+        return np.rint(127.5 + by * (x - 127.5)).clip(0, 255).astype(np.uint8)
+
+    out = grown(before, there)
+    wanted = [psnr(grown(out, back), before), psnr(out, before)]
+    assert [found.translated, found.untouched] == pytest.approx(wanted, abs=0.1)
+
+
+def test_a_limit_takes_pictures_from_all_of_a_folder(work):
+    found, failed = squares(work / "sharp", 32, 4)
+    assert found.names == ["sub/0", "sub/3", "sub/6", "sub/9"] and not failed
+    np.testing.assert_array_equal(found.pixels, read(work / "sharp")[[0, 3, 6, 9]])
+
+
+def test_what_a_generative_bundle_makes_are_the_first_pictures_of_its_noise(tmp_path):
+    bundle = load_bundle(bundles.write_bundle(tmp_path / "b", bundles.identity(), generative=True))
+    seen = []
+    evaluate(bundle, judge=Judge(classifier=lambda x: seen.append(x) or np.zeros(len(x))), limit=5)
+    np.testing.assert_array_equal(np.concatenate(seen), to_uint8(noises((3, 32, 32), 0, range(5))))
+
+
+def test_a_truth_that_cannot_be_read_moves_none_of_the_others(work, tmp_path):
+    bundle = load_bundle(bundles.write_bundle(tmp_path / "b", bundles.identity()))
+    shutil.copytree(work / "sharp", tmp_path / "truth")
+    (tmp_path / "truth" / "sub" / "2.png").write_bytes(b"no")
+    found = evaluate(bundle, work / "sharp", truth=tmp_path / "truth")
+    assert found.counts["translated"] == 11 and len(found.failed) == 1
+    assert figures(found, "distance to truth")["l1"].translated == 0
+
+
+def test_the_floor_is_of_other_real_pictures_than_those_that_all_are_compared_with():
+    real = np.arange(20, dtype=np.uint8).reshape(20, 1, 1, 1)
+    _, reals, others = _looks(Scene(real[:7], real=real))
+    assert others is not None and len(others) == 7
+    assert sorted([*np.ravel(reals), *np.ravel(others)]) == list(range(20))
