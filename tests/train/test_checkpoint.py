@@ -187,6 +187,17 @@ def test_a_failure_while_writing_leaves_the_old_checkpoint(made, monkeypatch):
     assert path.read_bytes() == before and not list(path.parent.glob(".*"))
 
 
+def test_a_checkpoint_that_is_there_has_its_state(made, monkeypatch):
+    path, checkpoint = made
+    path, there = path.with_name("velocity-00000008.safetensors"), []
+    state = ckpt.state_path(path)
+    monkeypatch.setattr(
+        ckpt, "save_file", lambda *file: there.append((state.is_file(), path.is_file())) or save_file(*file)
+    )
+    ckpt.save(path, checkpoint, {"optimizer.0.step": torch.ones(())})
+    assert there == [(False, False), (True, False)]
+
+
 @pytest.mark.parametrize("value", [torch.ones(7), torch.ones(1, 1)])
 def test_a_count_of_steps_that_is_none_is_refused(value):
     net = torch.nn.Linear(2, 2)
