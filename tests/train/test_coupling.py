@@ -10,8 +10,9 @@ from rfp.runtime.pixels import to_float
 from rfp.train import velocity_phase
 from rfp.train.coupling import batches, random_pairs, shuffled, structure_pairs
 from rfp.train.domains import Crop, open_domain
+from rfp.train.job import Job
 from rfp.train.neighbours import neighbours
-from trainings import draw_domains, finish, job, noisy
+from trainings import draw_domains, finish, job, noisy, tiny
 
 
 @pytest.fixture
@@ -160,6 +161,23 @@ def test_cutmix_puts_a_rectangle_of_the_next_pair_at_the_same_place_in_both_pict
             assert not changed.any() or torch.equal(changed, where)
         assert where.sum() == where[box].numel()
     assert 0.35 < count / len(changed0) < 0.55  # half, but for rectangles of no area
+
+
+@pytest.mark.parametrize(
+    ("from_noise", "changes", "share"), [(False, {}, 0.5), (False, {"cutmix": 0.2}, 0.2), (True, {}, 0.0)]
+)
+def test_half_of_the_pairs_are_mixed_unless_told_and_none_of_noise(tmp_path, monkeypatch, from_noise, changes, share):
+    dark, bright = draw_domains(tmp_path)
+    seen = []
+
+    def watched(*args, cutmix, **options):
+        seen.append(cutmix)
+        return batches(*args, cutmix=cutmix, **options)
+
+    monkeypatch.setattr(velocity_phase, "batches", watched)
+    config = tiny(train_images=5, saliency_loss_weight=0, **changes)
+    finish(Job(config, "random" if from_noise else (dark,), (bright,), tmp_path / "run", device="cpu"))
+    assert {*seen} == {share}
 
 
 @pytest.mark.parametrize(("side", "wide"), [(256, 256), (256, 384), (40, 40)])
