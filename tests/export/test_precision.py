@@ -1,6 +1,7 @@
 """float16 and int8 graphs: what stays in float32, what they are calibrated with, their floors, who runs which."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -11,11 +12,12 @@ from onnx import TensorProto, numpy_helper
 from PIL import Image
 from rfp.cli.main import app
 from rfp.export import graph as graph_module
+from rfp.export import int8 as int8_module
 from rfp.export import onnx as export_onnx_module
 from rfp.export.bundle import export_bundle
 from rfp.export.calibration import trajectories
 from rfp.export.half import half
-from rfp.export.int8 import int8
+from rfp.export.int8 import Layer, _left_in_float, int8
 from rfp.export.source import open_source
 from rfp.runtime import BundleError, ExportError, FlowOptions, UsageError, load_bundle, translate
 from rfp.runtime.norms import GIVEN, GIVEN_PLACE, SHARE, Frame, opened_up
@@ -142,6 +144,20 @@ def test_layers_stay_in_float_only_as_long_as_the_aim_is_missed(bundle, decibels
     ] <= share
 
 
+@pytest.mark.parametrize(("decibels", "left"), [(45.0, False), (44.9, True)])
+def test_what_a_codecs_graph_gives_is_held_to_more(bundle, monkeypatch, decibels, left):
+    monkeypatch.setattr(int8_module, "psnr", lambda want, got: decibels)
+    feeds = [{"x": np.linspace(-1, 1, 768, dtype=np.float32).reshape(1, 3, 16, 16), "t": np.array([0.5], np.float32)}]
+    _, about = int8(onnx.load(bundle / "velocity.onnx"), feeds)
+    assert bool(about["left_in_float"]) == left
+
+
+def test_layers_in_float_are_those_that_save_the_most_error_for_their_cost():
+    layers = [Layer("a", "a", 10, 1.0), Layer("b", "b", 1, 0.5), Layer("c", "c", 5, 0.4)]
+    for most, left in ((0, ""), (4, "b"), (10, "bc"), (11, "ab"), (16, "abc")):
+        assert "".join(layer.name for layer in _left_in_float(layers, most)) == left
+
+
 def test_calibration_sees_real_trajectories_at_all_t_in_both_directions(run, bundle, tmp_path):
     source = open_source(run, steps=4)
     loaded = load_bundle(bundle)
@@ -156,6 +172,9 @@ def test_calibration_sees_real_trajectories_at_all_t_in_both_directions(run, bun
     calls = trajectories(source, made, tmp_path)["velocity"]
     assert calls[0]["x"].shape == (1, 3, 16, 16) and abs(calls[0]["x"].mean() - (90 / 127.5 - 1)) < 0.1
     np.testing.assert_allclose(calls[4]["x"], calls[3]["x"] + made.velocity(calls[3]["x"], 0.75) / 4, atol=1e-6)
+    mirror = replace(source.manifest, alignment=(-1.0, 0.0, 0.0, 0.0, 1.0, 0.0))  # as translating moves them
+    moved = trajectories(replace(source, manifest=mirror), made, tmp_path)["velocity"][0]["x"]
+    np.testing.assert_allclose(moved, calls[0]["x"][..., ::-1], atol=1e-6)
 
 
 def test_a_calibration_folder_without_pictures_or_without_int8_is_refused(run, tmp_path, quick):
