@@ -118,7 +118,7 @@ def _pixels(image: Uint8 | Image.Image | str | Path) -> Uint8:
     if isinstance(image, str | Path):
         return np.asarray(read_image(Path(image)))
     if isinstance(image, Image.Image):
-        return np.asarray(upright_rgb(image))
+        image = np.asarray(upright_rgb(image))
     if not isinstance(image, np.ndarray):
         raise MediaError(f"a picture is a {type(image).__name__}; wanted an array, a Pillow image or a path")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:

@@ -66,7 +66,7 @@ def test_an_endless_iterable_is_read_only_a_little_ahead(bundle):
 
 
 def test_wrong_pictures_are_said_so(bundle):
-    for wrong in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32)):
+    for wrong in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), Image.new("RGB", (0, 4))):
         with pytest.raises(MediaError, match="wanted uint8"):
             list(Translator(bundle).images([wrong]))
 
