@@ -100,7 +100,7 @@ def in_range(name: str, value: object, low: int, high: int, *others: object) -> 
     if value in others or (isinstance(value, int) and not isinstance(value, bool) and low <= value <= high):
         return
     words = "".join(f", or {other}" for other in others if other is not None)
-    raise UsageError(f"{name} is {value}; wanted {low} to {high}{words}")
+    raise UsageError(f"{name} is {value!r}; wanted {low} to {high}{words}")
 
 
 PICTURE_FORMATS = ("png", "jpg", "webp", "gif", "bmp", "tiff")

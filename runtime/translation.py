@@ -64,6 +64,8 @@ def translate(
         UsageError: a device that is not there, or inputs and output that do not go together; nothing was written.
     """
     began = time.monotonic()
+    if isinstance(inputs, str | Path):
+        raise UsageError(f"inputs is the one path {inputs}; wanted a list of paths, such as [{str(inputs)!r}]")
     loaded = opened(bundle, flow.precision, flow.device)
     if loaded.manifest.generative:
         why = (

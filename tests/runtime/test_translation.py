@@ -199,8 +199,13 @@ def test_options_out_of_range_are_refused(make, tmp_path, photos):
     for name, wrong in ((name, wrong) for name, values in wrongs.items() for wrong in values):
         with pytest.raises(UsageError, match=name):
             FlowOptions(**{name: wrong})
+    with pytest.raises(UsageError, match=r"steps is np.int64\(4\); wanted 1 to 10000"):
+        FlowOptions(steps=np.int64(4))
     with pytest.raises(UsageError, match="no such file"):
         translate(make(), [tmp_path / "nowhere"], tmp_path / "out")
+    for one in (photos, str(photos)):
+        with pytest.raises(UsageError, match="inputs is the one path"):
+            translate(make(), one, tmp_path / "out")
     with pytest.raises(UsageError, match="cannot be written"):
         translate(make(), [photos / "sub (a)/frame 0.PNG"], tmp_path / "out.mp4")
     with pytest.raises(BundleError):
