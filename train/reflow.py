@@ -185,12 +185,16 @@ def _file_name(name: str) -> str:
 
 
 def successor(teacher: RFPix2pixModel, steps: int, distill: bool, images: int | None) -> dict[str, Any]:
-    """The config of the next training, as JSON values: on pairs, whole, at half of the rate that the teacher had."""
+    """The config of the next training, as JSON values: on pairs as they are, at half of the rate that the teacher had.
+
+    They are not mirrored again: where the teacher's were not, a side may be what they teach; and a noise never is.
+    """
     images = images or max(1, teacher.train_images // 2)
     return to_json(teacher) | {
         "coupling": "paired",
         "structure_pairing": False,
         "random_crop": False,
+        "horizontal_flip": False,
         "cutmix": 0.0,
         "dropout": 0.0,
         "bridge_noise": 0.0,

@@ -21,7 +21,9 @@ from rfp.train.distill import BACK, Ends, distill_losses
 from rfp.train.domains import Crop, open_domain
 from rfp.train.loss import Scales
 from rfp.train.noise import Noise
+from rfp.train.reading import validate
 from rfp.train.reflow import SHARD, Source, made_pairs, make_pairs, successor
+from rfp.train.sides import mirrored
 from rfp.train.training import train
 from rfp.train.velocity_net import integrate_net
 from trainings import Listener, assert_same, draw_domains, finish, job, tiny
@@ -230,6 +232,7 @@ def test_the_successor_keeps_the_net_and_the_data_but_not_what_pairs_of_a_flow_n
         "coupling": "paired",
         "structure_pairing": False,
         "random_crop": False,
+        "horizontal_flip": False,
         "cutmix": 0,
         "dropout": 0,
         "bridge_noise": 0,
@@ -244,6 +247,15 @@ def test_the_successor_keeps_the_net_and_the_data_but_not_what_pairs_of_a_flow_n
         "warmup_images": 25,
     }
     assert successor(teacher, 4, False, 70)["distill_steps"] is None and before.keys() == found.keys()
+
+
+@pytest.mark.parametrize("asked", [None, True])
+def test_a_successor_mirrors_no_pair_whose_noise_stays_as_it_is(work, asked):
+    teacher = tiny(horizontal_flip=asked)
+    pictures = open_domain([work / "bright"], 16)
+    for domain0 in (Noise(0, (3, 16, 16)), pictures):
+        assert mirrored(teacher, domain0, pictures)[0]
+        assert not mirrored(validate(successor(teacher, 2, True, None)), domain0, pictures)[0]
 
 
 @pytest.mark.parametrize(
