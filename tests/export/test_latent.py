@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -20,6 +21,7 @@ from rfp.runtime import (
     FlowOptions,
     Manifest,
     MediaError,
+    Translator,
     generate,
     integrate,
     load_bundle,
@@ -108,6 +110,15 @@ def test_the_runtime_translates_as_pytorch_does_at_any_size_and_batch(run, bundl
     got = flow(images)
     assert got.shape == images.shape and np.abs(want.astype(int) - got).max() <= 1
     assert np.abs(want.astype(int) - images).max() > 10
+
+
+def test_the_example_for_apps_does_all_three_graphs(bundle, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "docs"))
+    from graph_alone import translated
+
+    photo = noisy(90, 0, (21, 14))
+    (made,) = Translator(bundle, FlowOptions(size="native")).images([photo])
+    assert np.array_equal(translated(bundle, photo), made)
 
 
 def test_z_is_the_normalised_mean(run, bundle):

@@ -92,6 +92,29 @@ def test_mirrors_and_quarter_turns_keep_every_pixel():
     np.testing.assert_array_equal(moved(wide, IDENTITY), wide)
 
 
+def keys(d):
+    """The bicubic kernel that the manifest's schema names: a = -1 (Keys 1981, equation 4)."""
+    d = abs(d)
+    return np.where(d < 1, d**3 - 2 * d**2 + 1, np.where(d < 2, -(d**3) + 5 * d**2 - 8 * d + 4, 0))
+
+
+def test_between_pixels_it_is_as_the_schema_says():
+    noise = np.random.default_rng(0).integers(0, 256, (13, 17, 3), np.uint8)
+    v, u = (np.mgrid[0:13, 0:17] + 0.5 - np.array([6.5, 8.5])[:, None, None]) / 6.5
+    x, y = (SLANT[k] * u + SLANT[k + 1] * v + SLANT[k + 2] for k in (0, 3))
+    x, y = x * 6.5 + 8.5, y * 6.5 + 6.5
+    left, top = np.floor(x - 0.5).astype(int), np.floor(y - 0.5).astype(int)
+    want = np.zeros(noise.shape)
+    for i in range(-1, 3):
+        for k in range(-1, 3):
+            share = keys(x - 0.5 - left - k) * keys(y - 0.5 - top - i)
+            want += share[..., None] * noise[(top + i).clip(0, 12), (left + k).clip(0, 16)]
+    beside = (x < 0) | (x > 17) | (y < 0) | (y > 13)
+    want[beside] = noise[y.astype(int).clip(0, 12), x.astype(int).clip(0, 16)][beside]
+    assert beside.any() and not beside.all()
+    assert np.abs(moved(noise, SLANT) - want.clip(0, 255)).max() < 0.51
+
+
 def test_beyond_the_edge_the_edge_goes_on(monkeypatch):
     monkeypatch.setattr("rfp.runtime.alignment.PIECE", 7)  # in several pieces
     monkeypatch.setattr("rfp.runtime.alignment.SMALL", 0)

@@ -113,6 +113,19 @@ def test_watching_takes_what_is_new_and_settled(tmp_path, monkeypatch):
     assert passes == [["a.png"], ["a.png", "b.png"]]
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_example_for_apps_gives_the_same_bytes_without_rfp(bundle, monkeypatch, reverse):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "docs"))
+    from graph_alone import translated
+
+    photos = [picture(0), picture(1, 13, 21), picture(2, 1, 9)]
+    made = Translator(bundle, FlowOptions(size="native", reverse=reverse)).images(photos)
+    assert all(np.array_equal(translated(bundle, p, reverse), m) for p, m in zip(photos, made, strict=True))
+    bundles.write_bundle(bundle, bundles.blur(), alignment=(1.1, 0.0, 0.0, 0.0, 1.0, 0.0))
+    with pytest.raises(SystemExit, match="moved besides"):
+        translated(bundle, photos[0])
+
+
 @pytest.mark.extra
 @pytest.mark.filterwarnings("ignore")  # Ray's own, at every import
 def test_ray_gives_the_same_bytes_as_one_process(bundle, tmp_path, monkeypatch):
