@@ -19,7 +19,7 @@ from .judging import eval_net
 from .logs import check_loggers
 from .noise import RANDOM, Noise, noise_domain
 from .parts import take_parts
-from .resolving import resolved
+from .resolving import idle, resolved
 from .run import Reporter, Run
 
 
@@ -41,6 +41,8 @@ def open_run(job: Job, report: Reporter, dry_run: bool = False) -> Run:
         ranks.once(lambda: bool(eval_net(job.config, device)))
     if job.config.pairs_by == "structure" and (not dry_run or job.config.structure_weights):
         find_weights(job.config)
+    for line in idle(job.config):
+        report.note(line)
     own = ckpt.checkpoints(job.folder)
     start = own[-1] if own else job.start
     resumed = ckpt.load(start) if start else None

@@ -10,6 +10,7 @@ from ..runtime.alignment import IDENTITY
 from . import checkpoint as ckpt
 from . import ranks
 from .alignment import find_alignment
+from .codec_config import VAEConfig
 from .config import RFPix2pixModel
 from .coupling import least_crop
 from .domains import Domain
@@ -75,6 +76,22 @@ def resolved(
             theirs = UNetConfig(coordinates=seen, input_gain="matrix", seamless=True)
         changes["velocity_net"] = net.settled(theirs)
     return config.model_copy(update=changes)
+
+
+def idle(config: RFPix2pixModel) -> list[str]:
+    """What the config says to no effect, a line each."""
+    codec, steps = config.codec, config.distill_steps
+    vae = isinstance(codec, VAEConfig) and codec.perceptual_weights and not codec.perceptual_weight
+    by_eye = config.distill_perceptual_weights and not config.distill_perceptual_weight
+    found = {
+        "bridge_noise: there is no path between pairs with distill_steps": steps and config.bridge_noise,
+        "flow_loss_huber: distill_loss is the distance with distill_steps": steps and config.flow_loss_huber,
+        "distill_perceptual_weight: distill_steps is null": config.distill_perceptual_weight and not steps,
+        "distill_perceptual_weights: distill_perceptual_weight is 0": by_eye,
+        "codec.perceptual_weights: codec.perceptual_weight is 0": vae,
+        "eval_features: eval_every is 0": config.eval_features and not config.eval_every,
+    }
+    return [f"without effect here, {why}" for why, so in found.items() if so]
 
 
 def _lengths(config: RFPix2pixModel, n: int, free: bool) -> tuple[dict[str, Any], int]:

@@ -9,6 +9,7 @@ from rfp.runtime import ConfigError
 from rfp.train.config import RFPix2pixModel, nets, schema, table, to_json
 from rfp.train.net_config import ConvSaliencyNet, DiTConfig, ResNetSaliencyNet, UNetConfig
 from rfp.train.reading import DEV, PRESETS, load_config, parse_json, presets, validate
+from rfp.train.resolving import idle
 
 ISSUE_2 = """
 {"type": "RFPix2pixModel", "max_size": 128, "sample_batch_size": 8, "train_batch_size": 48, "train_minibatch_size": 24,
@@ -183,6 +184,24 @@ def test_the_velocity_net_is_a_unet_unless_it_says_otherwise():
 )
 def test_what_does_not_fit_together_is_refused(values, said):
     assert said in complaint(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"bridge_noise": 0.2, "coupling": "paired", "distill_steps": 1}, "bridge_noise"),
+        ({"flow_loss_huber": 0.2, "coupling": "paired", "distill_steps": 1}, "flow_loss_huber"),
+        ({"distill_perceptual_weight": 0.1, "distill_perceptual_weights": "w.pt"}, "distill_perceptual_weight"),
+        ({"distill_perceptual_weights": "w.pt"}, "distill_perceptual_weights"),
+        ({"codec": {"type": "VAE", "perceptual_weights": "w.pt"}}, "codec.perceptual_weights"),
+        ({"eval_features": "w.pt"}, "eval_features"),
+    ],
+)
+def test_what_a_config_says_to_no_effect_is_told(values, said):
+    (line,) = idle(validate(values))
+    assert line.startswith(f"without effect here, {said}: ")
+    useful = {"eval_every": 5, "eval_features": "w.pt", "bridge_noise": 0.2, "flow_loss_huber": 0.2}
+    assert idle(validate(useful)) == idle(validate({"coupling": "paired", "distill_steps": 1})) == []
 
 
 @pytest.mark.parametrize(
