@@ -202,7 +202,7 @@ class RFPix2pixModel(Strict):
     distill_steps: Positive | None = Field(
         None,
         description="Euler steps in which the net is to reach the other end of each pair, in place of learning the "
-        "velocity between; `null` trains a flow. `rfp distill` sets it.",
+        "velocity between, and `num_inference_steps` with it; `null` trains a flow. `rfp distill` sets it.",
     )
     distill_loss: Literal["l2", "huber"] = Field(
         "huber", description="Distance to that end: squared, or pseudo-Huber (arXiv:2310.14189, section 3.2)."

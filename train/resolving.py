@@ -47,13 +47,15 @@ def resolved(
     `flow_loss_huber`: pairs of noise are never the same, and pairs by name are right, so of these only what the config
     says itself. And what a UNet leaves open: as the net has it that the first `weights` are of, else `coordinates`
     where crops are `small`, `input_gain` and `seamless`; likewise the `optimizer` and the `alignment`, which is else
-    measured.
+    measured. A net that learns to arrive in `distill_steps` is sampled, judged and exported for as many.
     """
     if config.adversarial_weight is None:
         config = config.model_copy(update=_critic(config, domain0, domain1, weights, note))
     free = isinstance(domain0, Noise) or config.pairs_by == "paired"
     n = max(len(d) for d in (domain0, domain1) if isinstance(d, Domain))
     changes, flow = _lengths(config, n, free)
+    if config.distill_steps:
+        changes["num_inference_steps"] = config.distill_steps
     if config.optimizer is None:
         changes["optimizer"] = weights.config.optimizer if weights else "muon"
     if config.alignment is None:

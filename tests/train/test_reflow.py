@@ -23,6 +23,7 @@ from rfp.train.loss import Scales
 from rfp.train.noise import Noise
 from rfp.train.reading import validate
 from rfp.train.reflow import SHARD, Source, made_pairs, make_pairs, successor
+from rfp.train.resolving import resolved
 from rfp.train.sides import mirrored
 from rfp.train.training import train
 from rfp.train.velocity_net import integrate_net
@@ -247,6 +248,12 @@ def test_the_successor_keeps_the_net_and_the_data_but_not_what_pairs_of_a_flow_n
         "warmup_images": 25,
     }
     assert successor(teacher, 4, False, 70)["distill_steps"] is None and before.keys() == found.keys()
+
+
+def test_a_net_that_learns_a_few_steps_is_sampled_and_exported_for_as_many(work):
+    pictures = open_domain([work / "bright"], 16)
+    config = tiny(coupling="paired", distill_steps=1, saliency_loss_weight=0, num_inference_steps=6)
+    assert resolved(config, pictures, pictures).num_inference_steps == 1
 
 
 @pytest.mark.parametrize("asked", [None, True])
