@@ -47,7 +47,8 @@ def resolved(
     `flow_loss_huber`: pairs of noise are never the same, and pairs by name are right, so of these only what the config
     says itself. And what a UNet leaves open: as the net has it that the first `weights` are of, else `coordinates`
     where crops are `small`, `input_gain` and `seamless`; likewise the `optimizer` and the `alignment`, which is else
-    measured. A net that learns to arrive in `distill_steps` is sampled, judged and exported for as many.
+    measured; noise and pairs by name are taken as they lie. A net that learns to arrive in `distill_steps` is sampled,
+    judged and exported for as many.
     """
     if config.adversarial_weight is None:
         config = config.model_copy(update=_critic(config, domain0, domain1, weights, note))
@@ -59,7 +60,7 @@ def resolved(
     if config.optimizer is None:
         changes["optimizer"] = weights.config.optimizer if weights else "muon"
     if config.alignment is None:
-        found, why = weights.config.aligned_by if weights else IDENTITY, ""
+        found, why = weights.config.aligned_by if weights and not free else IDENTITY, ""
         if not weights and not isinstance(domain0, Noise) and config.pairs_by == "structure":
             found, why = ranks.once(partial(find_alignment, domain0, domain1))
         changes["alignment"] = [*found]

@@ -1,5 +1,7 @@
 """How one domain is moved against the other, found without pairs; and what training makes of it."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -13,8 +15,9 @@ from rfp.train import bending, resolving
 from rfp.train import checkpoint as ckpt
 from rfp.train.alignment import FEWEST, LEAST_BEND, find_alignment, pictures, unlikeness
 from rfp.train.domains import Crop, Domain, open_domain
-from rfp.train.noise import noise_domain
+from rfp.train.noise import Noise, noise_domain
 from rfp.train.opening import open_run
+from rfp.train.resolving import resolved
 from trainings import Listener, finish, job, tiny
 from typer.testing import CliRunner
 
@@ -229,6 +232,17 @@ def test_a_domain_is_moved_at_the_size_of_its_crops_and_counts_its_memory(work):
 def test_a_map_that_is_none_is_a_config_mistake(wrong):
     with pytest.raises(ConfigError, match="alignment"):
         tiny(alignment=wrong)
+
+
+@pytest.mark.parametrize("noise", [False, True])
+def test_noise_and_pairs_by_name_take_no_alignment_over_with_weights(work, noise):
+    """Training moves neither, so the bundle must not."""
+    weights = SimpleNamespace(config=tiny(alignment=list(MAPS[0])))
+    domain1 = open_domain([work / "bright"], 16)
+    domain0 = Noise(0, (3, 16, 16)) if noise else domain1
+    config = tiny(alignment=None, coupling="random" if noise else "paired")
+    assert resolved(config, domain0, domain1, weights).aligned_by == IDENTITY
+    assert resolved(tiny(alignment=None), domain1, domain1, weights).aligned_by == MAPS[0]
 
 
 def test_core_ml_pictures_say_that_they_do_not_move(work, tmp_path):
