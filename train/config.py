@@ -114,8 +114,9 @@ class RFPix2pixModel(Strict):
     )
     bridge_noise: Weight = Field(
         0.0,
-        description="Deviation of noise on the middle of each path from x0 to x1, which has none at its ends, in units "
-        "of a picture's -1 to 1: the net learns to take away what its own errors leave (arXiv:2303.08797).",
+        description="Deviation of each grain, 1 to 8 pixels wide, of noise on the middle of each path from x0 to x1, "
+        "which has none at its ends, in units of a picture's -1 to 1 (of all together three quarters of that): the net "
+        "learns to take away what its own errors leave (arXiv:2303.08797).",
     )
     flow_loss_weight: Weight = Field(1.0, description="Weight of plain flow matching, ‖x1 − x0 − v‖² over its scale.")
     flow_loss_huber: Weight | None = Field(

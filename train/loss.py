@@ -20,7 +20,10 @@ class Scales(NamedTuple):
 
 
 def rough_noise(shape: Sequence[int], deviation: float, rng: torch.Generator) -> Tensor:
-    """Noise of a shape [B, C, H, W], grains of 1, 2, 4 and 8 pixels alike, on the device of `rng`, which draws it."""
+    """Noise of a shape [B, C, H, W], grains of 1, 2, 4 and 8 pixels alike, on the device of `rng`, which draws it.
+
+    Coarse grains blend into one another, so about three quarters of `deviation` are left.
+    """
     (b, c, *sides), grains = shape, (1, 2, 4, 8)
     coarse = [torch.randn(b, c, *(-(-s // g) for s in sides), generator=rng, device=rng.device) for g in grains]
     whole = torch.stack([F.interpolate(z, tuple(sides), mode="bilinear") for z in coarse])
