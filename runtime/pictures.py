@@ -40,6 +40,11 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     ".tiff": ("TIFF", {"compression": "tiff_adobe_deflate"}),
 }
 _LOSSY = {"JPEG", "WEBP"}
+_LONGEST = {"JPEG": 65_500, "WEBP": 16_383, "GIF": 65_535}
+"""Pixels of the longest side that a format takes; the others take any that is decoded."""
+_MOST_MS = {"GIF": 655_350, "WEBP": (1 << 24) - 1}
+"""How long they show a frame at most; APNG shows one as long as any source can."""
+_MOST_PLAYS = 65_535
 
 
 @dataclass(frozen=True)
@@ -111,16 +116,18 @@ def plays(image: Image.Image) -> int:
 
 def save_picture(image: Image.Image, out: Any, suffix: str, quality: int = 95, known: Metadata = NOTHING) -> None:
     """Write an RGB picture to a path or file object in the format of the suffix. Raises as Pillow does."""
-    format_, options = _options(suffix, quality, known)
+    format_, options = _options(suffix, quality, known, image.size)
     (_palette(image) if format_ == "GIF" else image).save(out, format_, **options)
 
 
 def save_frames(shown: Frames, out: Any, suffix: str, quality: int = 95, known: Metadata = NOTHING) -> None:
     """Write frames or pages to a path. Raises as Pillow does."""
-    format_, options = _options(suffix, quality, known)
+    format_, options = _options(suffix, quality, known, shown.pictures[0].size)
     first, *rest = shown.pictures
     if format_ != "TIFF":
         durations = [round(d) for d in shown.durations]
+        if max(durations) > (most := _MOST_MS.get(format_, max(durations))):
+            raise ValueError(f"a frame is shown for {max(durations):,} ms; {suffix} takes {most:,}, and png any time")
         if shown.poster and format_ == "PNG":
             options |= {"default_image": True}
             durations = durations[1:]
@@ -129,9 +136,9 @@ def save_frames(shown: Frames, out: Any, suffix: str, quality: int = 95, known: 
             durations = durations[1:]
         options["duration"] = durations if len(durations) > 1 else (durations or [0])[0]
         if format_ == "GIF":
-            options |= {} if shown.plays == 1 else {"loop": max(0, shown.plays - 1)}
+            options |= {} if shown.plays == 1 else {"loop": min(max(0, shown.plays - 1), _MOST_PLAYS)}
         else:
-            options["loop"] = shown.plays
+            options["loop"] = min(shown.plays, _MOST_PLAYS)
     first.save(out, format_, save_all=True, append_images=rest, **options)
 
 
@@ -161,8 +168,10 @@ def holds(target: Path, source_format: str | None) -> bool:
     return target.suffix.lower() in (PAGED if source_format == "TIFF" else ANIMATED)
 
 
-def _options(suffix: str, quality: int, known: Metadata) -> tuple[str, dict[str, Any]]:
+def _options(suffix: str, quality: int, known: Metadata, size: tuple[int, int]) -> tuple[str, dict[str, Any]]:
     format_, options = FORMATS[suffix.lower()]
+    if max(size) > (most := _LONGEST.get(format_, max(size))):
+        raise ValueError(f"{size[0]}×{size[1]} px; {suffix} takes {most:,} px a side at most, and png any number")
     options = dict(options)
     if format_ in _LOSSY:
         options["quality"] = quality

@@ -160,6 +160,29 @@ def test_an_animation_changes_its_format_or_says_that_it_cannot(bundle, tmp_path
     assert "only the first frame" in report.done[0].message
 
 
+@pytest.mark.parametrize(("suffix", "sides"), [("jpg", "65,500"), ("webp", "16,383"), ("gif", "65,535")])
+def test_a_picture_longer_than_its_format_takes_fails_alone(bundle, tmp_path, suffix, sides):
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (1, 10_000)).save(tmp_path / "in" / f"long.{suffix}")  # 16 px wide 160,000 long
+    Image.new("RGB", (16, 16)).save(tmp_path / "in" / "short.png")
+    report = translate(bundle, [tmp_path / "in"], tmp_path / "out", flow=FlowOptions(size=16))
+    assert counts(report) == (1, 0, 1)
+    assert f"16×160000 px; .{suffix} takes {sides} px a side at most" in report.failed[0].message
+
+
+@pytest.mark.parametrize(("suffix", "most"), [("gif", "655,350"), ("webp", "16,777,215")])
+def test_a_frame_shown_for_longer_than_its_format_can_fails_alone(bundle, tmp_path, suffix, most):
+    (tmp_path / "in").mkdir()
+    slow, often = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
+    slow.save(tmp_path / "in" / "slow.png", save_all=True, append_images=[often], duration=[10, 20_000_000])
+    often.save(tmp_path / "in" / "often.png", save_all=True, append_images=[slow], duration=10, loop=100_000)
+    pictures = PictureOptions(format=suffix)
+    report = translate(bundle, [tmp_path / "in"], tmp_path / "out", flow=NATIVE, pictures=pictures)
+    assert counts(report) == (1, 0, 1)
+    assert f"a frame is shown for 20,000,000 ms; .{suffix} takes {most}" in report.failed[0].message
+    assert timeline(tmp_path / "out" / f"often.{suffix}")[2] == 65_535
+
+
 def test_pages_of_a_tiff_are_kept_each_in_its_size(bundle, tmp_path):
     pages = [Image.fromarray(picture(i, 16 + 8 * i)) for i in range(3)]
     pages[0].save(tmp_path / "a.tiff", save_all=True, append_images=pages[1:])
