@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BytesIO
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ _STRUCTURAL = (
 )
 """TIFF tags that tell how the source's pixels lie, its orientation, or what is carried apart from EXIF."""
 _TIFF_XMP = 700
+_TEXTS = (269, 270, 271, 272, 285, 305, 306, 315, 316, 33432)
+"""Names, maker, dates, authors and the like."""
+_DENSITY, _UNIT = (282, 283), 296
 _EXIF_SIZE = (0xA002, 0xA003)
 _NESTED = (0x8769, 0x8825)
 """EXIF's own tags and those of GPS."""
@@ -200,12 +204,22 @@ def _xmp(format_: str, xmp: bytes, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(exif: bytes) -> Image.Exif:
-    """Without EXIF's own tags and those of GPS, which Pillow does not write into a TIFF: maker, dates, authors stay."""
-    tags = Image.Exif()
-    tags.load(exif)
-    for tag in _NESTED:
-        tags.pop(tag, None)
+    """What any TIFF takes: for one tag that is odd libtiff refuses the picture, and EXIF's own tags and those of GPS
+    Pillow does not write."""
+    found, tags = Image.Exif(), Image.Exif()
+    found.load(exif)
+    for tag, value in found.items():
+        if _fits_tiff(tag, value):
+            tags[tag] = value
     return tags
+
+
+def _fits_tiff(tag: int, value: Any) -> bool:
+    if tag in _TEXTS:
+        return isinstance(value, str)
+    if tag == _UNIT:
+        return value in (1, 2, 3)
+    return tag in _DENSITY and isinstance(value, Real) and 0 < float(value) < 1e6
 
 
 def _palette(image: Image.Image) -> Image.Image:

@@ -14,6 +14,7 @@ import pytest
 from films import write_video
 from PIL import Image, ImageCms, ImageSequence
 from PIL.PngImagePlugin import PngInfo
+from PIL.TiffImagePlugin import IFDRational
 from rfp.runtime import (
     FilmOptions,
     FlowOptions,
@@ -295,6 +296,18 @@ def test_exif_of_a_photo_fits_a_tiff(bundle, tmp_path):
     report = translate(bundle, [tmp_path / "a.jpg"], tmp_path / "out", pictures=PictureOptions("tiff"))
     with Image.open(tmp_path / "out" / "a.tiff") as image:
         assert not report.failed and image.getexif()[0x010F] == "Maker"
+
+
+def test_odd_tags_of_a_photo_are_left_out_of_a_tiff_and_the_others_kept(bundle, tmp_path):
+    exif = Image.Exif()
+    exif[0x010F], exif[282], exif[283] = "Maker", 300.0, IFDRational(1, 0)
+    exif[296], exif[300], exif[318], exif[336], exif[50706] = 9, 7, 5, (0, 255), "abc"
+    Image.fromarray(picture(0)).save(tmp_path / "a.png", exif=exif)
+    report = translate(bundle, [tmp_path / "a.png"], tmp_path / "out", pictures=PictureOptions("tiff"))
+    assert not report.failed, report.failed
+    with Image.open(tmp_path / "out" / "a.tiff") as image:
+        found = image.getexif()
+        assert (found[0x010F], found[282]) == ("Maker", 300) and not {296, 300, 318, 336, 50706} & found.keys()
 
 
 @pytest.mark.parametrize("stem", ["x" * 251, "ä" * 125])
