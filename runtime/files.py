@@ -1,11 +1,12 @@
 """Files appear whole or not at all: written aside under a hidden name, flushed to disk, then renamed."""
 
+import errno
 import json
 import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -33,17 +34,59 @@ def hidden(path: Path, stem: str, ending: str) -> Path:
 
 @contextmanager
 def write_aside(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` on success, remove it on any error."""
+    """Yield a temporary path beside `path`, an empty file; rename it to `path` on success, remove it on any error.
+
+    Raises:
+        BlockingIOError: another process is writing `path`: whichever ended first would give the other's half its name.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = aside(path)
-    partial.unlink(missing_ok=True)  # it may be a link, and what that leads to is not ours
+    held = _claimed(partial, path)
     try:
         yield partial
         with partial.open("rb+") as f:
             os.fsync(f.fileno())
         partial.replace(path)
-    finally:
+        with suppress(FileNotFoundError):
+            if partial.samefile(path):  # two names of one file, which stay as they are
+                partial.unlink()
+    except BaseException:
         partial.unlink(missing_ok=True)
+        raise
+    finally:
+        if held is not None:
+            os.close(held)
+
+
+def _claimed(partial: Path, path: Path) -> int | None:
+    """Make the file and lock it as long as what is returned is open; what a killed command left there goes."""
+    busy = BlockingIOError(errno.EBUSY, "another rfp is writing it", str(path))
+    try:
+        left = os.open(partial, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        try:
+            if not lock(left, shared=False, wait=False):
+                raise busy
+            if os.fstat(left).st_nlink:  # else its writer has just ended, and that name is the next one's
+                partial.unlink(missing_ok=True)
+        finally:
+            os.close(left)
+    except FileNotFoundError:
+        pass
+    except BlockingIOError:
+        raise
+    except OSError:
+        partial.unlink(missing_ok=True)  # a link, and what that leads to is not ours
+    try:
+        held = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    except FileExistsError:
+        raise busy from None
+    if sys.platform == "win32":  # which renames no open file
+        os.close(held)
+        return None
+    if not lock(held, shared=False, wait=False) or not os.fstat(held).st_nlink:
+        os.close(held)
+        raise busy
+    return held
 
 
 @contextmanager
@@ -109,4 +152,6 @@ else:
             fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             return False
+        except OSError:  # a file system that knows no locks, as some of networks
+            return True
         return True

@@ -27,7 +27,7 @@ from rfp.runtime import (
     media,
     translate,
 )
-from rfp.runtime.files import write_text
+from rfp.runtime.files import lock, write_text
 from rfp.runtime.ledger import model_hash
 
 NATIVE = FlowOptions(size="native")
@@ -261,6 +261,17 @@ def test_a_torn_or_foreign_ledger(bundle, tmp_path, photos):
     with pytest.raises(UsageError, match="rename it"):
         translate(bundle, [photos], tmp_path / "theirs")
     assert (tmp_path / "theirs/translate.jsonl").read_text() == "a translation memory\n"
+
+
+def test_a_picture_that_another_process_is_writing_fails_alone(bundle, tmp_path, photos):
+    (tmp_path / "out" / "sub").mkdir(parents=True)
+    theirs = tmp_path / "out" / "sub" / ".0.partial.png"
+    with theirs.open("wb") as f:
+        assert lock(f.fileno(), shared=False)
+        report = translate(bundle, [photos], tmp_path / "out")
+        assert counts(report) == (5, 0, 1) and "another rfp is writing it" in report.failed[0].message
+        assert theirs.exists()
+    assert counts(translate(bundle, [photos], tmp_path / "out")) == (1, 5, 0) and not theirs.exists()
 
 
 def test_shards_are_stable_cover_everything_once_and_their_ledgers_merge(bundle, tmp_path, photos):
