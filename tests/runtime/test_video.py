@@ -1,3 +1,4 @@
+import struct
 from fractions import Fraction
 
 import av
@@ -127,6 +128,28 @@ def test_a_rotated_video_is_written_upright(bundle, tmp_path, rotation):
         frame = next(container.decode(video=0))
         assert frame.rotation == 0
         assert np.abs(frame.to_ndarray(format="rgb24").astype(int) - before).mean() < 3
+
+
+@pytest.mark.parametrize(
+    ("matrix", "shown"),
+    [
+        ((-1, 0, 0, 1), lambda frame: frame[:, ::-1]),
+        ((1, 0, 0, -1), lambda frame: frame[::-1]),
+        ((0, -1, -1, 0), lambda frame: frame.transpose(1, 0, 2)[::-1, ::-1]),
+    ],
+)
+def test_a_mirrored_video_is_written_as_it_is_shown(bundle, tmp_path, matrix, shown):
+    source = write_video(tmp_path / "a.mp4", frames=2)
+    wanted = shown(watch(source)[1][0].astype(int))
+    data, (a, b, c, d) = source.read_bytes(), matrix
+    identity, given = (
+        struct.pack(">9i", e << 16, f << 16, 0, g << 16, h << 16, 0, 0, 0, 1 << 30)
+        for e, f, g, h in [(1, 0, 0, 1), (a, b, c, d)]
+    )
+    track = data.index(identity, data.index(b"tkhd"))
+    source.write_bytes(data[:track] + given + data[track + len(given) :])
+    through(bundle, source, tmp_path / "b.mp4")
+    assert np.abs(watch(tmp_path / "b.mp4")[1][0].astype(int) - wanted).mean() < 3
 
 
 def test_an_odd_size_gains_one_row_or_column(bundle, tmp_path):
