@@ -169,12 +169,19 @@ class _Nowhere:
         return len(data)
 
 
+_X265_NARROW = 48
+"""Pixels of width up to which x265 (of PyAV 18) with its CU tree writes past the end of its memory, and aborts."""
+
+
 def add_video(output: Any, encoder: Encoder, seen: Look, width: int, height: int) -> Any:
     """A stream of `output` for such a film: its times, pixel aspect and colours as they were seen."""
     rate = min(seen.rate, Fraction(240)) if encoder.name == "libsvtav1" else seen.rate  # it refuses more
     device = {"hwaccel": HWAccel("vaapi")} if encoder.name.endswith("vaapi") else {}  # which takes frames of its own
-    video = output.add_stream(encoder.name, rate=rate, options=dict(encoder.options), **device)
     across, down = padding(encoder.pix_fmt, width, height)
+    options = dict(encoder.options)
+    if encoder.name == "libx265" and width + across <= _X265_NARROW:
+        options["x265-params"] += ":cutree=0"
+    video = output.add_stream(encoder.name, rate=rate, options=options, **device)
     video.width, video.height, video.pix_fmt = width + across, height + down, encoder.pix_fmt
     video.codec_context.time_base = seen.time_base
     tag(video.codec_context, seen, height)

@@ -184,6 +184,18 @@ def test_codecs_and_pixel_formats(bundle, tmp_path, codec, suffix, pix_fmt, foun
         assert np.abs(frame.astype(int) - scene(i, (96, 64))).mean() < 6
 
 
+def test_a_narrow_film_in_hevc_leaves_the_memory_beside_it_alone(bundle, tmp_path):
+    source = write_video(tmp_path / "a.mp4", frames=16, size=(48, 32))
+    code = (
+        "import sys; from rfp.runtime import FilmOptions, translate\n"
+        "report = translate(sys.argv[1], sys.argv[2:3], sys.argv[3], film=FilmOptions(codec='hevc'))\n"
+        "assert not report.failed, report.failed"
+    )
+    checked = os.environ | {"LD_PRELOAD": "libc_malloc_debug.so.0", "MALLOC_CHECK_": "3"}  # glibc's; else it is luck
+    command = [sys.executable, "-c", code, tmp_path / "bundle", source, tmp_path / "b.mp4"]
+    subprocess.run(command, env=checked, check=True, timeout=120)
+
+
 @pytest.mark.parametrize(("codec", "suffix"), [("prores", ".mov"), ("ffv1", ".mkv"), ("vp9", ".webm")])
 def test_the_segments_of_every_codec_join_at_the_times_of_their_frames(bundle, tmp_path, monkeypatch, codec, suffix):
     monkeypatch.setattr(segments, "SEGMENT", 4)
