@@ -1,7 +1,7 @@
 """Translate folders, pictures, videos and zips with a bundle."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -81,9 +81,14 @@ def translate(
     suffix = f".{pictures.format}" if pictures.format else None
     jobs = plan(paths(inputs), out, bad.append, suffix, may_be_empty=folder.settled > 0)
     one_file = len(jobs) == 1 and jobs[0].target == out
-    if (film != AS_IT_IS or steady) and not folder.settled and all(job.media.kind == "image" for job in jobs):
+    only = None if folder.settled else _only_kind(jobs)
+    if (film != AS_IT_IS or steady) and only == "image":
         raise UsageError(
             "options for videos were given (codec, crf, pix_fmt, start, end, compare, steady), but there is none"
+        )
+    if pictures != PICTURES and only == "video":
+        raise UsageError(
+            "options for pictures were given (format, quality), but there is none; videos have codec and crf"
         )
     if folder.settled:
         jobs = jobs.kept(lambda job: _settled(job, folder.settled))
@@ -133,6 +138,16 @@ def translate(
             )
     report.seconds = time.monotonic() - began
     return report
+
+
+def _only_kind(jobs: Iterable[Job]) -> str | None:
+    """What all inputs are; None for none, or for both."""
+    kind = None
+    for job in jobs:
+        if kind not in (None, job.media.kind):
+            return None
+        kind = job.media.kind
+    return kind
 
 
 def _settled(job: Job, seconds: float) -> bool:

@@ -368,6 +368,18 @@ def test_options_for_films_want_a_film_somewhere_and_not_in_each_part(bundle, tm
     assert sum(len(part.done) for part in parts) == 7 and not any(part.failed for part in parts)
 
 
+def test_options_for_pictures_want_a_picture_and_quality_a_format_that_has_one(bundle, tmp_path, photos):
+    source = write_video(tmp_path / "film.mp4", [0, 40, 80])
+    for pictures in (PictureOptions("png"), PictureOptions(quality=50)):
+        with pytest.raises(UsageError, match="options for pictures were given"):
+            translate(bundle, [source], tmp_path / "out", pictures=pictures)
+    (tmp_path / "bad.zip").write_bytes(b"none")
+    report = translate(bundle, [tmp_path / "bad.zip"], tmp_path / "out", pictures=PictureOptions("png"))
+    assert counts(report) == (0, 0, 1)  # and no word of options
+    with pytest.raises(UsageError, match="quality is of JPEG and WebP"):
+        PictureOptions("png", 50)
+
+
 def test_a_link_that_leads_nowhere_is_listed(bundle, tmp_path, photos):
     (photos / "gone.png").symlink_to("nowhere.png")
     (photos / "round.jpg").symlink_to("round.jpg")
