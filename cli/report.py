@@ -42,8 +42,10 @@ def progress(what: str) -> Iterator[Callable[["Event"], None]]:
 def _print_line(event: "Event") -> None:
     if event.kind == "done":
         typer.echo(one_line(f"{event.source} -> {event.target}"), err=True)
-    elif event.kind in ("skipped", "failed"):
-        typer.echo(one_line(f"{event.kind}: {event.message or event.target}"), err=True)
+    elif event.kind == "skipped":
+        typer.echo(one_line(f"skipped: {event.target}{': ' if event.message else ''}{event.message}"), err=True)
+    elif event.kind == "failed":
+        typer.echo(one_line(f"failed: {event.message}"), err=True)
 
 
 def summary(report: "Report", output: Path, verb: str) -> str:
@@ -51,6 +53,11 @@ def summary(report: "Report", output: Path, verb: str) -> str:
     counts = f"{len(report.done)} {verb}, {len(report.skipped)} there already, {len(report.failed)} failed"
     notes = [f"note: {note}" for note in report.notes]
     notes += [f"note: {event.source}: {event.message}" for event in report.done if event.message]
+    left: dict[str, list[Path | None]] = {}
+    for event in report.skipped:
+        left.setdefault(event.message, []).append(event.target)
+    left.pop("", None)
+    notes += [f"note: {first}{' and others' if more else ''}: {why}" for why, (first, *more) in left.items()]
     failures = [f"failed: {event.message}" for event in report.failed]
     where = f" on {report.device}" if report.device else ""
     return "\n".join(map(one_line, [*notes, *failures, f"{output}: {counts} in {report.seconds:.1f} s{where}"]))

@@ -39,6 +39,17 @@ def test_all_done_exits_0_with_results_on_stdout_and_progress_on_stderr(work):
     assert "3 translated" in rfp("b", "in [x]", "-o", "out", "--overwrite", "--reverse", "--batch", 2).stdout
 
 
+def test_what_is_left_as_it_is_is_named_with_the_reason(work):
+    (work / "out").mkdir()
+    for i in (0, 2):
+        (work / "out" / f"{i}.png").write_bytes(b"mine")
+    result = rfp("b", "in [x]", "-o", "out")
+    assert result.exit_code == 0 and "1 translated, 2 there already, 0 failed" in result.stdout
+    assert all(f"skipped: out/{i}.png: there already, not in rfp's ledger" in result.stderr for i in (0, 2))
+    assert result.stdout.count("note: out/") == 1 and " and others: there already, not in rfp" in result.stdout
+    assert "note:" not in rfp("b", "in [x]", "-o", "new").stdout + rfp("b", "in [x]", "-o", "new").stdout
+
+
 def test_one_bad_input_exits_1_and_is_named(work):
     (work / "in [x]" / "bad.png").write_bytes(b"no")
     result = rfp("b", "in [x]", "-o", "out")
