@@ -10,6 +10,7 @@ from ..runtime.errors import BundleError, ExportError, MediaError, UsageError
 from ..runtime.files import write_folder_aside
 from ..runtime.manifest import MANIFEST_FILE, Data, Graph
 from ..train.checkpoint import BEST
+from .calibration import calibration_pictures
 from .coreml import CoreML, coreml_maker, images_maker
 from .proof import (
     FLOORS,
@@ -102,6 +103,8 @@ def export_bundle(
     wanted = _wanted(formats, precisions)
     if calibration is not None and "int8" not in {p for some in wanted.values() for p in some}:
         raise UsageError("--calibration is for int8; add --precision int8")
+    if calibration is not None:
+        calibration_pictures(calibration)  # before minutes of making graphs
     if "coreml" not in wanted and (coreml_images or coreml_batch != 1 or between or author):
         raise UsageError("--coreml-images, --coreml-batch, --author and sizes from .. to are for --format coreml")
     runtime = web_runtime(note) if WEB in formats else None  # exporting takes longer than finding that it is not there

@@ -10,7 +10,7 @@ from ..runtime.alignment import moved
 from ..runtime.discovery import discover
 from ..runtime.errors import UsageError
 from ..runtime.euler import integrate
-from ..runtime.media import read_image
+from ..runtime.media import Media, read_image
 from ..runtime.noise import noises
 from ..runtime.pixels import Float, Uint8, to_float
 from .proof import Made
@@ -63,9 +63,15 @@ def trajectories(source: Source, made: Made, folder: Path | None) -> dict[str, l
     return feeds
 
 
-def _read(folder: Path, size: Size) -> Uint8:
+def calibration_pictures(folder: Path) -> list[Media]:
+    """Raises UsageError where there is none."""
     found = [media for media in discover([folder]) if media.kind == "image"]
     if not found:
         raise UsageError(f"--calibration {folder}: holds no picture")
+    return found
+
+
+def _read(folder: Path, size: Size) -> Uint8:
+    found = calibration_pictures(folder)
     some: Sequence[int] = np.linspace(0, len(found) - 1, min(PICTURES, len(found))).round().astype(int).tolist()
     return np.concatenate([resized(np.asarray(read_image(found[i]))[None], size) for i in some])

@@ -179,8 +179,11 @@ def test_calibration_sees_real_trajectories_at_all_t_in_both_directions(run, bun
 
 def test_a_calibration_folder_without_pictures_or_without_int8_is_refused(run, tmp_path, quick):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="empty"):
-        export_bundle(run, tmp_path / "b", precisions=["int8"], calibration=tmp_path / "empty")
+    said: list[str] = []
+    for folder, why in (("empty", "holds no image"), ("nowhere", "no such file or folder")):
+        with pytest.raises(UsageError, match=why):
+            export_bundle(run, tmp_path / "b", note=said.append, precisions=["int8"], calibration=tmp_path / folder)
+    assert not said  # before any graph is made
     with pytest.raises(UsageError, match="--calibration is for int8"):
         export_bundle(run, tmp_path / "b", calibration=tmp_path / "empty")
     assert [p.name for p in tmp_path.iterdir()] == ["empty"]
