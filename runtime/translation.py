@@ -81,12 +81,13 @@ def translate(
     suffix = f".{pictures.format}" if pictures.format else None
     jobs = plan(paths(inputs), out, bad.append, suffix, may_be_empty=folder.settled > 0)
     one_file = len(jobs) == 1 and jobs[0].target == out
-    only = None if folder.settled else _only_kind(jobs)
-    if (film != AS_IT_IS or steady) and only == "image":
+    for_films, for_pictures = film != AS_IT_IS or steady, pictures != PICTURES
+    only = _only_kind(jobs) if (for_films or for_pictures) and not folder.settled else None
+    if for_films and only == "image":
         raise UsageError(
             "options for videos were given (codec, crf, pix_fmt, start, end, compare, steady), but there is none"
         )
-    if pictures != PICTURES and only == "video":
+    if for_pictures and only == "video":
         raise UsageError(
             "options for pictures were given (format, quality), but there is none; videos have codec and crf"
         )
@@ -100,6 +101,7 @@ def translate(
         for suffix in sorted(videos):
             choose(film, suffix)
     graphs = Velocity(loaded, flow.device, flow.threads), open_codec(loaded, flow.device, flow.threads)
+    _made(out.parent if one_file else out)
     stages = Stages()
     new_flow = partial(Flow, *graphs, loaded.manifest, flow, stages)
     still = new_flow()
@@ -138,6 +140,13 @@ def translate(
             )
     report.seconds = time.monotonic() - began
     return report
+
+
+def _made(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UsageError(f"{folder}: no folder can be made there ({e.strerror}); choose another --output") from e
 
 
 def _only_kind(jobs: Iterable[Job]) -> str | None:

@@ -50,6 +50,14 @@ def test_what_is_left_as_it_is_is_named_with_the_reason(work):
     assert "note:" not in rfp("b", "in [x]", "-o", "new").stdout + rfp("b", "in [x]", "-o", "new").stdout
 
 
+def test_an_output_that_cannot_be_made_is_said_once_and_at_once(work):
+    (work / "file").write_text("mine")
+    for source, output in (("in [x]", "file/out"), ("in [x]/0.png", "file/a.png")):
+        result = rfp("b", source, "-o", output)
+        assert result.exit_code == 2 and "no folder can be made there" in result.stderr
+        assert result.stderr.count("choose another --output") == 1 and not result.stdout
+
+
 def test_one_bad_input_exits_1_and_is_named(work):
     (work / "in [x]" / "bad.png").write_bytes(b"no")
     result = rfp("b", "in [x]", "-o", "out")
