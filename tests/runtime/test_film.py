@@ -17,6 +17,7 @@ from rfp.runtime import FilmOptions, FlowOptions, UsageError, load_bundle, segme
 from rfp.runtime import frames as frames_module
 from rfp.runtime.media import Media
 from rfp.runtime.tonemap import HDR
+from rfp.runtime.whole import missing_bytes
 from test_video import scene, watch, write_video
 
 NATIVE = FlowOptions(size="native")
@@ -330,12 +331,56 @@ def test_a_film_killed_at_any_frame_ends_up_packet_for_packet_as_if_it_had_not_b
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mp4", "broken.mp4", "bundle", "whole.mp4"]
 
 
-def test_a_matroska_file_that_is_cut_short_says_so_and_gives_the_good_part(bundle, tmp_path):
-    source = write_video(tmp_path / "a.mkv", frames=200)
+@pytest.mark.parametrize("name", ["a.mkv", "a.avi"])
+def test_a_file_that_is_cut_short_says_so_and_gives_the_good_part(bundle, tmp_path, name):
+    source = write_video(tmp_path / name, frames=200, codec="mpeg4", audio="mp3")
     source.write_bytes(source.read_bytes()[: source.stat().st_size // 2])
     report = translate(bundle, [source], tmp_path / "b.mkv", flow=NATIVE)
     assert len(report.failed) == 1 and "it is cut short" in report.failed[0].message
     assert 50 < len(watch(tmp_path / "b.mkv")[1]) < 150
+    film(bundle, source, tmp_path / "c.mkv", end=1.0)  # of which nothing is missing
+
+
+def box(kind, data=bytes(40), wide=False):
+    """Of ISO/IEC 14496-12: its length, in 32 or 64 bits, its kind, its data."""
+    length = len(data) + (16 if wide else 8)
+    return (b"\0\0\0\1" + kind + length.to_bytes(8, "big") if wide else length.to_bytes(4, "big") + kind) + data
+
+
+def riff(length, says=None):
+    """A part of an AVI file."""
+    return b"RIFF" + (length if says is None else says).to_bytes(4, "little") + bytes(length)
+
+
+def element(size, data=bytes(40)):
+    """A Matroska file of an empty header and a segment that says its size so."""
+    return b"\x1a\x45\xdf\xa3\x80\x18\x53\x80\x67" + size + data
+
+
+@pytest.mark.parametrize(
+    ("data", "lacks"),
+    [
+        (box(b"ftyp") + box(b"mdat") + box(b"moov"), 0),
+        ((box(b"ftyp") + box(b"mdat") + box(b"moov"))[:-7], 7),
+        ((box(b"ftyp") + box(b"moov") + box(b"mdat", wide=True))[:-9], 9),
+        ((box(b"ftyp") + box(b"moov") + box(b"mdat", wide=True) + box(b"free"))[:-9], 0),  # the film is whole
+        (box(b"ftyp") + box(b"moov") + b"\0\0\0\0mdat" + bytes(40), 0),  # up to the end, wherever that is
+        (box(b"text")[:-9], 0),
+        (riff(40) + riff(41) + b"\0" + riff(42), 0),
+        ((riff(40) + riff(41) + b"\0" + riff(42))[:-8], 8),
+        (riff(41), 0),
+        (riff(40, says=0) + riff(40)[:-8], 0),  # nor does a recording of this kind
+        (riff(40, says=0xFFFFFFFF), 0),
+        (element(b"\xa8"), 0),
+        (element(b"\xa8")[:-5], 5),
+        (element(b"\x01\0\0\0\0\0\0\x28")[:-5], 5),
+        (element(b"\xff"), 0),  # a recording under way does not say
+        (element(b"\x01" + b"\xff" * 7), 0),
+    ],
+    ids=lambda value: str(value) if isinstance(value, int) else "lacks",
+)
+def test_a_file_that_ends_early_lacks_what_it_says(data, lacks):
+    assert missing_bytes(BytesIO(data)) == lacks
 
 
 def test_segments_of_other_settings_are_not_taken(tmp_path):
