@@ -216,6 +216,16 @@ def test_a_damaged_video_fails_by_name_and_time_and_gives_the_good_part(bundle, 
         assert 5 < len(good) < 100 and f"{len(good)} frames before it" in report.failed[0].message
 
 
+def test_sound_ends_where_a_damaged_picture_does(bundle, tmp_path):
+    source = write_video(tmp_path / "in" / "a.mp4", frames=100, audio="aac")
+    data = bytearray(source.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 2000] = np.random.default_rng(0).bytes(2000)
+    source.write_bytes(data)
+    assert len(translate(bundle, [tmp_path / "in"], tmp_path / "out").failed) == 1
+    times, _, sound = watch(tmp_path / "out/a.mp4")
+    assert 0.5 < times[-1] < 3 and abs(max(time for _, time in sound) - times[-1]) < 0.1
+
+
 def test_a_playlist_that_calls_itself_mp4_opens_nothing(bundle, tmp_path, monkeypatch):
     secret = write_video(tmp_path / "secret.mp4", frames=2)
     monkeypatch.chdir(tmp_path)
