@@ -1,14 +1,22 @@
 """`eval_every`: judged on pictures held out of training; the best and the last checkpoint kept and named."""
 
 import json
+import shutil
 import signal
 
+import numpy as np
 import pytest
 import torch
 from onnx import helper
 from rfp.runtime import UsageError
+from rfp.runtime.distances import kernel_distance
+from rfp.runtime.features import apart, describe, in_units_of, outlines
+from rfp.runtime.metrics import psnr
+from rfp.runtime.pixels import to_float, to_uint8
 from rfp.train import checkpoint as ckpt
-from rfp.train.domains import open_domain
+from rfp.train import judging
+from rfp.train.codec import Identity
+from rfp.train.domains import Crop, open_domain
 from rfp.train.opening import open_run, set_aside
 from rfp.train.run import Interrupted
 from rfp.train.training import train
@@ -87,6 +95,34 @@ def test_judging_is_free_of_draws_so_that_it_does_not_change_the_training(work):
         assert (work / name).is_dir()
     one, other = (ckpt.load(ckpt.find(work / name)).part("velocity_ema") for name in ("whole", "often"))
     assert all(torch.equal(one[k], other[k]) for k in one)
+
+
+class Mirroring(torch.nn.Module):
+    """v = 1.234·t·(x mirrored − x): 0.3085 of the way to its mirror image in two Euler steps, and none in one."""
+
+    def forward(self, x, t):
+        return 1.234 * t.view(-1, 1, 1, 1) * (x.flip(-1) - x)
+
+
+def test_the_figures_are_of_what_is_made_in_the_steps_of_the_config(work, tmp_path):
+    for name in ("dark", "bright"):
+        shutil.copytree(work / name, tmp_path / name)
+    for path in {*(tmp_path / "bright").iterdir()} - {tmp_path / "bright" / f"{i}.png" for i in range(31)}:
+        path.unlink()
+    changes = {k: v for k, v in JUDGED.items() if not k.startswith("structure")}
+    run = open_run(job(tmp_path, **changes | {"coupling": "paired", "eval_every": 3}), Listener())
+    found = {step: judging.judge(run, Identity(), Mirroring(), step) for step in range(1, 11)}
+    assert [step for step, figures in found.items() if figures] == [3, 6, 9, 10]
+    before, real = (np.stack([d.crop(i, Crop()) for i in range(len(d))]) for d in run.held_out)
+    x = to_float(before)
+    made = to_uint8(x + 0.3085 * (x[..., ::-1] - x))
+    y, x = in_units_of(describe(None, real).vectors, describe(None, made).vectors)
+    assert found[10] == {
+        "held_out_kid": pytest.approx(1000 * kernel_distance(x, y).value),
+        "held_out_structure": pytest.approx(apart(outlines(made), outlines(before))),
+        "held_out_psnr": pytest.approx(psnr(made, real)),
+    }
+    assert found[10]["held_out_structure"] > 0.01
 
 
 def test_too_few_pictures_are_refused(tmp_path):
