@@ -15,15 +15,19 @@ from rfp.cli.main import app
 from rfp.runtime import CheckpointError, UsageError
 from rfp.runtime.pixels import to_float, to_uint8
 from rfp.train import checkpoint as ckpt
+from rfp.train import distill
 from rfp.train.config import to_json
 from rfp.train.coupling import paired
-from rfp.train.distill import BACK, Ends, distill_losses
+from rfp.train.distill import BACK, Ends, distill_losses, goes_forward
 from rfp.train.domains import Crop, open_domain
 from rfp.train.loss import Scales
 from rfp.train.noise import Noise
+from rfp.train.opening import open_run
+from rfp.train.perceptual import Perceptual
 from rfp.train.reading import validate
 from rfp.train.reflow import SHARD, Source, made_pairs, make_pairs, successor
 from rfp.train.resolving import resolved
+from rfp.train.saliency import torchvision
 from rfp.train.sides import mirrored
 from rfp.train.training import train
 from rfp.train.velocity_net import integrate_net
@@ -133,12 +137,13 @@ def test_the_distance_is_that_of_euler_steps_from_each_pairs_real_end(steps, los
     def v(x, t, place):
         return 0.5 * x + t.view(-1, 1, 1, 1) + place[:, :1]
 
-    total = 0.0
+    total = seen = 0.0
     for a, b, p, there in zip(x0, x1, place, forward, strict=True):
         x, end, dt = (a, b, 1 / steps) if there else (b, a, -1 / steps)
         for k in range(steps):
             x = x + (0.5 * x + p[:1] + (0.0 if there else 1.0) + k * dt) * dt
         square = float((x - end).square().sum())
+        seen += float((x - end).abs().mean())
         c = 0.00054 * 48**0.5
         if loss == "l2":
             total += square / float(scales.flow)
@@ -147,6 +152,32 @@ def test_the_distance_is_that_of_euler_steps_from_each_pairs_real_end(steps, los
     config = tiny(distill_steps=steps, distill_loss=loss, coupling="paired", saliency_loss_weight=0)
     distance, difference = distill_losses(config, v, Ends(forward, None), x0, x1, place, scales)
     assert float(distance) == pytest.approx(total / 5, rel=1e-5) and difference == 0
+    looks = Ends(forward, lambda made, end: (made - end).abs().mean())
+    difference = distill_losses(config, v, looks, x0, x1, place, scales)[1]
+    assert float(difference) == pytest.approx(seen / 5, rel=1e-5)
+
+
+def test_looks_count_where_steps_a_weight_and_a_file_are_given(tmp_path):
+    draw_domains(tmp_path, 6, 6)
+    torch.save(torchvision().models.mobilenet_v2(weights=None).state_dict(), tmp_path / "w.pt")
+    asked = {"distill_steps": 1, "distill_perceptual_weight": 0.1, "distill_perceptual_backbone": "mobilenet_v2"}
+    for changes in ({}, {"distill_steps": None}, {"distill_perceptual_weight": 0}):
+        config = asked | {"distill_perceptual_weights": str(tmp_path / "w.pt")} | changes
+        run = open_run(job(tmp_path, coupling="paired", saliency_loss_weight=0, **config), Listener())
+        assert isinstance(distill.perceptual(run), Perceptual) == (not changes)
+
+
+def test_pairs_begin_at_their_real_end_in_every_step_and_rank(tmp_path, monkeypatch):
+    for folder in draw_domains(tmp_path, 6, 6):
+        for i in (1, 4):
+            (folder / f"{i}.png").rename(folder / f"{i}{BACK}.png")
+    run = open_run(job(tmp_path, coupling="paired", distill_steps=1, saliency_loss_weight=0), Listener())
+    pairs = paired(6, 3)
+    for part in (slice(0, 5), slice(2, 5)):
+        monkeypatch.setattr(distill.ranks, "share", lambda n, part=part: part)
+        for step in range(4):
+            names = [run.domain1.items[pairs(k)[1]].media.path.stem for k in range(5 * step, 5 * step + 5)]
+            assert goes_forward(run, pairs, step).tolist() == [not name.endswith(BACK) for name in names[part]]
 
 
 def test_pairs_keep_together_in_every_epoch_and_each_is_drawn():
