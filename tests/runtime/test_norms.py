@@ -67,6 +67,23 @@ def test_agreed_statistics_are_those_of_all_tiles_as_one():
     assert np.allclose(known[0], np.stack([x.mean((0, 2)), x.var((0, 2))], -1), atol=1e-4)
 
 
+def test_every_call_has_the_statistics_of_all_tiles_at_that_call():
+    x = np.random.default_rng(3).normal(2, 3, (4, 2, 3, 5, 100))  # tiles, calls, norms, groups
+    norms = Norms()
+    for tile in x:
+        norms.begin(Frame(0, 0, 8, 8))
+        for call in tile:
+            norms.add([np.stack([n.mean(1), n.var(1)], -1)[None].astype(np.float32) for n in call])
+    norms.agree()
+    for _ in range(2):
+        norms.begin(Frame(0, 0, 8, 8))
+        for call in range(2):
+            for n, known in enumerate(norms.known()):
+                wanted = np.stack([x[:, call, n].mean((0, 2)), x[:, call, n].var((0, 2))], -1)
+                np.testing.assert_allclose(known[0], wanted, atol=1e-4)
+            norms.add(norms.known())
+
+
 def test_tiles_of_one_norm_are_the_whole_picture(tmp_path):
     """With no convolution before it, the statistics of disjoint tiles together are exactly those of the picture."""
     bundle = load_bundle(bundles.write_bundle(tmp_path / "bundle", normalised(), default_steps=1))
