@@ -168,6 +168,8 @@ def test_the_features_are_the_backbones_own(tmp_path, name):
         unit = theirs / (theirs.square().sum(dim=1, keepdim=True) + 1e-10).sqrt()
         torch.testing.assert_close(ours, unit, atol=1e-5, rtol=1e-4)
     assert loss(x, x) == 0 and loss(x, x.flip(-1)) > 0.01 and not any(p.requires_grad for p in loss.parameters())
+    far = [(a - b).square().sum(dim=1).mean() for a, b in zip(stages, loss.features(x.flip(-1)), strict=True)]
+    torch.testing.assert_close(loss(x, x.flip(-1)), sum(far))
 
 
 def test_weights_under_other_names_are_taken_in_their_order_if_every_shape_fits(tmp_path):
