@@ -8,7 +8,17 @@ from PIL import Image
 from rfp.runtime import ConfigError, UsageError
 from rfp.runtime.pixels import to_float
 from rfp.train import checkpoint as ckpt
-from rfp.train.codec import VAE, Identity, build_codec, codec_losses, decode, encode, kl_divergence, normalize
+from rfp.train.codec import (
+    VAE,
+    Attention,
+    Identity,
+    build_codec,
+    codec_losses,
+    decode,
+    encode,
+    kl_divergence,
+    normalize,
+)
 from rfp.train.codec_config import IdentityConfig, VAEConfig
 from rfp.train.codec_phase import measure
 from rfp.train.config import to_json
@@ -66,6 +76,17 @@ def test_identity_is_no_codec():
 def test_pictures_are_encoded_alike_in_any_minibatch(n):
     net, x = vae(), pictures(5)
     torch.testing.assert_close(encode(net, x, n), net.encode(x).detach(), atol=1e-5, rtol=1e-5)
+
+
+def test_attention_is_over_all_positions_in_one_head():
+    """By hand, in the order in which checkpoints hold queries, keys and values."""
+    torch.manual_seed(4)
+    block, h = Attention(16).requires_grad_(False), torch.randn(2, 16, 3, 5)
+    torch.nn.init.normal_(block.out.weight)
+    q, k, v = block.qkv(block.norm(h)).flatten(2).split(16, dim=1)
+    weights = (q.transpose(1, 2) @ k / 4).softmax(dim=2)
+    wanted = h + block.out((v @ weights.transpose(1, 2)).unflatten(2, (3, 5)))
+    torch.testing.assert_close(block(h), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_the_divergence_is_that_of_two_gaussians():

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from rfp.train.net_config import UNetConfig
-from rfp.train.unet import ResBlock, UNet, timestep_embedding, whole
+from rfp.train.unet import Attention, GroupNorm32, ResBlock, UNet, timestep_embedding, whole
 
 SMALL = {"model_channels": 8, "ch_mult": [1, 2], "num_res_blocks": 1}
 FINE = {"patch_size": 2, "fine_channels": 8}
@@ -81,6 +81,50 @@ def test_the_output_depends_on_t_from_the_first_steps_of_training_on():
         optimizer.zero_grad()
     early, late = (v(x(), torch.full((2,), t)) for t in (0.1, 0.9))
     assert (early - late).abs().mean() > 1e-3
+
+
+def test_attention_is_each_heads_own_over_all_positions():
+    """By hand, in the order in which checkpoints hold queries, keys and values."""
+    block, h = Attention(net(**ATTENTION).config, 16).requires_grad_(False), torch.randn(2, 16, 3, 5)
+    torch.nn.init.normal_(block.out.weight)
+    q, k, v = block.qkv(block.norm(h)).flatten(2).split(16, dim=1)
+    heads = []
+    for i in (slice(4 * n, 4 * n + 4) for n in range(4)):
+        weights = (q[:, i].transpose(1, 2) @ k[:, i] / 2).softmax(dim=2)
+        heads.append((weights @ v[:, i].transpose(1, 2)).transpose(1, 2))
+    wanted = h + block.out(torch.cat(heads, dim=1).unflatten(2, (3, 5)))
+    torch.testing.assert_close(block(h), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_the_way_up_sees_what_comes_from_below_and_then_what_was_there_on_the_way_down():
+    v, seen = net(num_res_blocks=2), {}
+    ways = {"below": v.mid[1], "first": v.down[1][0], "second": v.down[1][1]}
+    for name, module in ways.items():
+        module.register_forward_hook(lambda _m, _x, out, name=name: seen.update({name: out}))
+    for block in v.up[0]:
+        block.register_forward_hook(lambda _m, x, out: seen.setdefault("up", []).append((x[0], out)))
+    v(x(), T)
+    (one, made), (other, _) = seen["up"]
+    assert torch.equal(one, torch.cat([seen["below"], seen["second"]], dim=1))
+    assert torch.equal(other, torch.cat([made, seen["first"]], dim=1))
+
+
+@pytest.mark.parametrize(
+    ("patch", "at", "levels"),
+    [(1, [1], [1, 0]), (1, [2], [0, 1]), (2, [2], [1, 0]), (2, [4], [0, 1]), (1, [1, 2], [1, 1])],
+)
+def test_attention_is_where_positions_are_so_many_pixels_wide(patch, at, levels):
+    v = net(patch_size=patch, attention_resolutions=at, num_attention_heads=2)
+    for ways in (v.down, v.up[::-1]):
+        assert [isinstance(blocks[0].attention, Attention) for blocks in ways] == levels
+    assert [isinstance(block.attention, Attention) for block in v.mid] == [levels[-1], False]
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups"), [(5, 1), (8, 1), (16, 2), (20, 2), (24, 3), (128, 16), (256, 32), (320, 32), (1024, 32)]
+)
+def test_groups_have_8_or_more_channels(channels, groups):
+    assert GroupNorm32(channels).num_groups == groups
 
 
 def test_every_block_is_conditioned_on_t():
