@@ -1,5 +1,6 @@
 """How one domain is moved against the other, found without pairs; and what training makes of it."""
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +15,7 @@ from rfp.runtime.errors import ConfigError, UsageError
 from rfp.train import bending, resolving
 from rfp.train import checkpoint as ckpt
 from rfp.train.alignment import FEWEST, LEAST_BEND, find_alignment, pictures, unlikeness
+from rfp.train.alignment import _cost as cost
 from rfp.train.domains import Crop, Domain, open_domain
 from rfp.train.noise import Noise, noise_domain
 from rfp.train.opening import open_run
@@ -151,6 +153,29 @@ def test_pictures_that_share_nothing_are_left_where_they_are(tmp_path):
 
 def test_of_few_pictures_nothing_is_said(tmp_path):
     assert find_alignment(*domains(tmp_path, lambda x: moved(x, MAPS[0]), FEWEST - 1)) == (IDENTITY, "")
+
+
+def test_turned_and_enlarged_pictures_must_be_more_alike_than_others():
+    """Of domains of symmetric things they are as much so, and of enlarged ones whatever these show."""
+
+    def dearer(enlarged, *a):
+        return round(cost(lambda a: 0.5, enlarged, a) - 0.5, 6)
+
+    assert dearer(0.05, *IDENTITY) == dearer(0, *MAPS[0]) == 0
+    for turned in ((-1, 0, 0, 0, 1, 0), (1, 0, 0, 0, -1, 0), (0, 1, 0, 1, 0, 0), (0.7, 0.8, 0, -0.8, 0.7, 0)):
+        assert dearer(0, *turned) == 0.03
+    for area in (2, 0.5):
+        assert dearer(0.05, area, 0, 0.3, 0, 1, -0.2) == round(0.05 * math.log(2), 6)
+    assert dearer(0, 5, 0, 0, 0, 1, 0) == 1.5  # which is no map at all
+
+
+def test_what_all_pictures_share_makes_none_alike():
+    rng = torch.Generator().manual_seed(0)
+    e0, e1 = torch.randn(9, 5, generator=rng), torch.randn(7, 5, generator=rng)
+    torch.testing.assert_close(bending.cosines(e0 + 40, e1 + 40), bending.cosines(e0, e1), atol=1e-3, rtol=0)
+    a, b = e0 - (e0.mean(0) + e1.mean(0)) / 2, e1 - (e0.mean(0) + e1.mean(0)) / 2
+    wanted = (a @ b.T) / a.norm(dim=1)[:, None] / b.norm(dim=1)[None]
+    torch.testing.assert_close(bending.cosines(e0, e1), wanted)
 
 
 @pytest.fixture
