@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from rfp.runtime import BundleError, FlowOptions, Manifest, Translator, load_bundle, translate
-from rfp.runtime.alignment import IDENTITY, MESH, inverse, moved, sensible
+from rfp.runtime.alignment import IDENTITY, MESH, inverse, moved, places, sensible
 
 SLANT = (1.0, 0.3, 0.1, -0.1, 1.3, -0.3)
 LINES = np.linspace(-1, 1, MESH)
@@ -153,6 +153,13 @@ def test_a_bend_there_and_back_is_where_it_was(a):
         assert off.mean() < 3 < plain.mean() / 3 and off.max() <= 15 < plain.max() / 3
     again = inverse(inverse(a))
     np.testing.assert_allclose(again[:6], a[:6], atol=1e-12)
+
+
+@pytest.mark.parametrize("straight", [IDENTITY, SLANT], ids=["steep", "slanted and steep"])
+def test_the_way_back_from_the_steepest_bend_is_exact_at_its_own_places(straight):
+    a = mesh(lambda x, y: (0.85 * x, -0.85 * y), straight)
+    v, u = np.meshgrid(LINES, LINES, indexing="ij")
+    np.testing.assert_allclose(places(a, *places(inverse(a), u, v)), (u, v), atol=1e-5)
 
 
 @pytest.fixture
