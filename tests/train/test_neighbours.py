@@ -88,6 +88,14 @@ def test_the_index_of_few_or_equal_vectors_still_gives_all_candidates(few, n):
         assert found.shape == (50, min(n, 8)) and found.min() >= 0 and all(len(set(row)) == min(n, 8) for row in found)
 
 
+def test_whoever_finds_too_few_in_the_cells_is_compared_with_all(few, monkeypatch):
+    monkeypatch.setattr(module, "PROBES", 1)  # of two cells
+    a, b = groups(50, 1), groups(90, 2)
+    found, cosines = nearest(a, b, 80)
+    assert found.min() >= 0 and all(len({*row}) == 80 for row in found.tolist())
+    np.testing.assert_allclose(cosines, np.take_along_axis((a.float() @ b.float().T).numpy(), found, 1), atol=1e-3)
+
+
 def test_a_missing_index_is_said_before_it_is_needed(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     require_index(200_000)
