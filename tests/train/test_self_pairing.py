@@ -9,7 +9,7 @@ from rfp.train.noise import noise_domain
 from rfp.train.run import Interrupted
 from rfp.train.self_pairing import self_paired
 from rfp.train.training import train
-from trainings import Listener, assert_same, draw_domains, finish, job, tiny
+from trainings import VAE_TINY, Listener, assert_same, draw_domains, finish, job, tiny
 
 DARK, BRIGHT = torch.full((8, 3, 4, 4), -0.5), torch.full((8, 3, 4, 4), 0.25)
 
@@ -39,6 +39,7 @@ def test_half_of_the_pairs_are_joined_by_the_flow_by_turns_and_keep_a_real_end()
 def test_made_ends_are_pictures_and_a_share_of_one_takes_all():
     x0, x1 = paired(self_pairing=1.0, x0=DARK + 1.4, x1=BRIGHT)
     assert means(x0) == [-0.05, 0.9] * 4 and means(x1) == [0.25, 1.0] * 4
+    assert means(paired(self_pairing=1.0, x0=DARK + 1.4, codec=VAE_TINY)[1]) == [0.25, 1.2] * 4  # latents may be any
 
 
 def test_what_is_joined_is_joined_where_it_lies():
