@@ -10,7 +10,7 @@ from rfp.runtime.pixels import to_float
 from rfp.train.domains import open_domain
 from rfp.train.noise import Noise
 from rfp.train.reflow import Source
-from rfp.train.sides import mirrored, one_sided, thumbnails
+from rfp.train.sides import colourfulness, mirrored, one_sided, thumbnails
 from trainings import finish, job, noisy, tiny
 
 
@@ -91,6 +91,12 @@ def test_pairs_that_a_flow_makes_are_mirrored_as_its_training_was(work):
     for asked, expected in ((None, False), (True, True)):
         checkpoint = SimpleNamespace(config=tiny(horizontal_flip=asked))
         assert Source(work, checkpoint, *domains, steps=3, seed=0).mirror is expected
+
+
+def test_colourfulness_is_the_mean_gap_between_the_levels_of_a_pixel(tmp_path):
+    for i, colour in enumerate(((255, 0, 0), (90, 90, 90), (100, 120, 130))):
+        Image.new("RGB", (20, 20), colour).save(tmp_path / f"{i}.png")
+    assert colourfulness(open_domain([tmp_path], 16)) == pytest.approx((2 + 0 + 30 / 127.5) / 3)
 
 
 def test_a_film_is_one_picture(tmp_path):
