@@ -55,6 +55,8 @@ def test_each_batch_is_exchanged_within_itself_and_never_lies_further_apart(doma
             sum(cost(centre(domains[0], i), centre(domains[1], j)) for i, j in pairs) for pairs in (before, after)
         )
         assert here <= there
+        x0, x1 = (np.stack([centre(d, n[side]) for n in before]) for side, d in enumerate(domains))
+        assert here == pytest.approx(cost(x0, x1[ot_permutation(x0, x1)]))
         nearer += here < there
     assert nearer == 10
 
