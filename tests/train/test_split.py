@@ -268,6 +268,16 @@ def test_options_out_of_range_are_refused_and_leave_nothing(brightness, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+def test_large_files_do_not_wait_until_a_batch_is_full(tmp_path, monkeypatch):
+    for i in range(7):
+        source = save(tmp_path / "in" / f"{i}.bmp", 70 + i)
+    monkeypatch.setattr("rfp.train.split.WAITING_BYTES", 5 * source.stat().st_size // 2)
+    judged = []
+    classifier = Classifier(lambda crops: judged.append(len(crops)) or [0.0] * len(crops), 16, "dark", 1.0)
+    assert split(classifier, [tmp_path / "in"], tmp_path / "out").new["domain0"] == 7
+    assert judged == [3, 3, 1]
+
+
 def test_few_pictures_are_held_however_many_there_are(brightness, tmp_path, monkeypatch):
     from rfp.train import split as module
 
@@ -331,10 +341,14 @@ def test_verify_finds_everything_that_is_off_and_changes_nothing(brightness, tmp
         verify(brightness, tmp_path / "in")
 
 
-def test_a_classifier_comes_from_either_phase_and_is_the_same(run, classifier):
+def test_a_classifier_comes_from_either_phase_and_is_the_same(run, classifier, tmp_path):
     files = {p.name.partition("-")[0]: p for p in ckpt.checkpoints(run)}
     assert {"saliency", "velocity"} <= files.keys()
     assert {load_classifier(p, "cpu").identity for p in files.values()} == {classifier.identity}
+    loaded = ckpt.load(files["velocity"])
+    larger = replace(loaded, config=loaded.config.model_copy(update={"max_size": 32}))  # it would see other crops
+    ckpt.save(tmp_path / "larger.safetensors", larger, {})
+    assert load_classifier(tmp_path / "larger.safetensors", "cpu").identity != classifier.identity
 
 
 def test_a_checkpoint_without_a_classifier_says_what_to_do(run, tmp_path):
