@@ -54,6 +54,10 @@ def test_a_batch_stops_growing_at_its_bound_and_takes_no_account_of_rests():
     assert batch.size == 4
 
 
+def test_what_does_not_go_through_is_told_by_its_width_and_height():
+    assert "the velocity graph failed at 32×16 (no)" in str(failure("velocity", (1, 3, 16, 32), ValueError("no")))
+
+
 def test_out_of_memory_halves_the_batch_and_goes_on(velocity, monkeypatch):
     bundle = load_bundle(velocity._path.parent)
     flow = Flow(velocity, Identity(), bundle.manifest, FlowOptions(batch=8, steps=2))
