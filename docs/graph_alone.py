@@ -9,6 +9,7 @@ runtime/alignment.py, in JavaScript by those of export/site/flow.js.
 
 import json
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,20 @@ import onnxruntime
 from PIL import Image
 
 
+@cache
+def graph(path: Path) -> Any:
+    """Loading one takes longer than running it."""
+    return onnxruntime.InferenceSession(path)
+
+
 def translated(folder: Path, picture: Any, reverse: bool = False) -> Any:
     """uint8 [H, W, 3] of domain 0, RGB, as one of domain 1 as large; with `reverse` the other way."""
     manifest = json.loads((folder / "rfp.json").read_text(encoding="utf-8"))
     if manifest.get("alignment") or manifest.get("generative"):
         raise SystemExit(f"{folder}: its pictures are moved besides, or made from noise; this shows neither")
 
-    def run(name: str, **inputs: Any) -> Any:  # an app loads each graph once
-        return onnxruntime.InferenceSession(folder / f"{name}.onnx").run(None, inputs)[0]
+    def run(name: str, **inputs: Any) -> Any:
+        return graph(folder / f"{name}.onnx").run(None, inputs)[0]
 
     height, width = picture.shape[:2]
     x = picture.astype(np.float32).transpose(2, 0, 1)[None] * np.float32(1 / 127.5) - np.float32(1)
