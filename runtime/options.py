@@ -122,7 +122,7 @@ class PictureOptions:
         in_range("quality", self.quality, 1, 100)
         if self.format is not None and self.format not in PICTURE_FORMATS:
             raise UsageError(f"format is {self.format!r}; wanted one of {', '.join(PICTURE_FORMATS)}")
-        if self.format not in (None, "jpg", "webp") and self.quality != 95:
+        if self.format not in (None, "jpg", "webp") and self.quality != type(self).quality:
             raise UsageError(f"quality is of JPEG and WebP, and format is {self.format}; leave one of the two out")
 
 
