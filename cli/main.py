@@ -78,8 +78,3 @@ app.command()(split)
 app.command()(generate)
 app.command()(preview)
 app.command()(demo)
-
-
-def main() -> None:
-    """Entry point of the console script."""
-    app(prog_name="rfp")

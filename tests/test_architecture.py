@@ -88,6 +88,6 @@ def test_translating_pictures_imports_no_video_library_and_no_progress_bar():
 def test_help_works_without_the_training_packages():
     code = (
         "import sys; sys.modules.update(dict.fromkeys(['torch', 'torchvision', 'pydantic', 'onnx', 'safetensors']));"
-        "from rfp.cli.main import main; sys.argv = ['rfp', '--help']; main()"
+        "from rfp.__main__ import main; sys.argv = ['rfp', '--help']; main()"
     )
     assert b"translate" in subprocess.check_output([sys.executable, "-c", code])

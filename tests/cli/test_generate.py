@@ -78,7 +78,7 @@ def test_translating_with_a_bundle_that_generates_names_the_right_command(work):
 def test_generating_never_loads_torch(work):
     code = (
         "import sys; sys.argv = ['rfp', 'generate', 'b', '-o', 'out', '-n', '3', '--grid']\n"
-        "from rfp.cli.main import main\n"
+        "from rfp.__main__ import main\n"
         "try: main()\n"
         "except SystemExit as e: assert not e.code\n"
         "assert 'onnxruntime' in sys.modules and not {'torch', 'rfp.train', 'rfp.export', 'onnx'} & set(sys.modules)"

@@ -163,6 +163,6 @@ def test_it_needs_no_torch(run, bundle):
     for path in (run, bundle):
         code = (
             "import sys; sys.modules.update(dict.fromkeys(['torch', 'onnx', 'safetensors']));"
-            f"from rfp.cli.main import main; sys.argv = ['rfp', 'info', {str(path)!r}]; main()"
+            f"from rfp.__main__ import main; sys.argv = ['rfp', 'info', {str(path)!r}]; main()"
         )
         assert b"domains" in subprocess.check_output([sys.executable, "-c", code])

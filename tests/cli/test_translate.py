@@ -110,7 +110,7 @@ def test_wrong_usage_exits_2_with_a_message_and_no_traceback(work, args, said):
 def test_translating_never_loads_torch(work):
     code = (
         "import sys; sys.argv = ['rfp', 'translate', 'b', 'in [x]', '-o', 'out']\n"
-        "from rfp.cli.main import main\n"
+        "from rfp.__main__ import main\n"
         "try: main()\n"
         "except SystemExit as e: assert not e.code\n"
         "assert 'onnxruntime' in sys.modules and not {'torch', 'rfp.train', 'rfp.export', 'onnx'} & set(sys.modules)"
@@ -118,8 +118,22 @@ def test_translating_never_loads_torch(work):
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+def test_ctrl_c_while_the_command_still_imports_ends_it_without_a_traceback():
+    code = (
+        "import sys\n"
+        "class Key:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'rfp.cli.translate': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Key())\n"
+        "from rfp.__main__ import main\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "rfp: interrupted\n")
+
+
 LISTEN = (
-    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from rfp.cli.main import main; main()"
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from rfp.__main__ import main; main()"
 )
 """A background job is born with SIGINT ignored, and CI may run as one: take it up again as at a keyboard."""
 

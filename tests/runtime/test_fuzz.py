@@ -182,7 +182,7 @@ def test_zips_with_any_names(bundle, names):
 
 LIMITED = """
 import resource, sys
-from rfp.cli.main import main
+from rfp.__main__ import main
 for limit in sys.argv.pop(1).split(","):
     name, value = limit.split("=")
     resource.setrlimit(getattr(resource, name), (int(value), int(value)))
