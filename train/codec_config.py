@@ -69,7 +69,9 @@ class VAEConfig(Strict):
     learning_rate_schedule: Literal["constant", "cosine"] = Field(
         "cosine", description="`cosine` falls to 1 % of the rate by the last step."
     )
-    warmup_images: Count = Field(5000, description="Pictures over which the rate rises from 0.")
+    warmup_images: Count = Field(
+        5000, description="Pictures over which the rate rises from 0; a tenth of `train_images` at most."
+    )
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.999, description="Of the codec's averaged weights, per step. The average is what later phases use."
     )

@@ -49,8 +49,7 @@ class RFPix2pixModel(Strict):
         description="Times that each picture of the larger domain is drawn, at most: with few pictures a training ends "
         "before it knows their partners by heart; as often again, at most, by a critic. `null` is 12; of few "
         "pictures more, up to 75 for 1,000 steps, and what 500 steps take; of a critic 75, or 4,000 steps if that is "
-        "more; from noise and for pairs by name no bound but `train_images`. `warmup_images` is then a tenth of that "
-        "at most.",
+        "more; from noise and for pairs by name no bound but `train_images`.",
     )
     optimizer: Literal["muon", "adamw"] | None = Field(
         None,
@@ -63,7 +62,9 @@ class RFPix2pixModel(Strict):
     learning_rate_schedule: Literal["constant", "cosine"] = Field(
         "cosine", description="`cosine` falls to 1 % of the rate by the last step."
     )
-    warmup_images: Count = Field(1_000, description="Pairs over which the rate rises from 0.")
+    warmup_images: Count = Field(
+        1_000, description="Pairs over which the rate rises from 0; a tenth of the training at most."
+    )
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None,
         description="Share of the features inside each block of the velocity net that training leaves out, drawn anew "

@@ -114,7 +114,7 @@ def _lengths(config: RFPix2pixModel, n: int, free: bool) -> tuple[dict[str, Any]
         if (flow, most) != (before, asked):
             changes["adversarial_start"] = flow / most
     if most < asked:
-        changes |= {"train_images": most, "warmup_images": min(config.warmup_images, most // 10)}
+        changes["train_images"] = most
     return changes, min(flow, most)
 
 

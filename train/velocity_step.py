@@ -123,7 +123,8 @@ def sample_t(config: RFPix2pixModel, n: int, rng: torch.Generator) -> Tensor:
 
 
 def learning_rate(config: RFPix2pixModel | VAEConfig, step: int) -> float:
-    """The rate of one step: a linear rise over `warmup_images`, then constant or a half cosine down to 1 %.
+    """The rate of one step: a linear rise over `warmup_images`, or the training's first tenth if that is less, then
+    constant or a half cosine down to 1 %.
 
     Where a critic takes over, the flow's rate has fallen by then, and its own falls from there to the end.
     """
@@ -133,7 +134,7 @@ def learning_rate(config: RFPix2pixModel | VAEConfig, step: int) -> float:
     elif isinstance(config, RFPix2pixModel):
         last = config.critic_from
     seen = (step + 1) * config.train_batch_size
-    rise = min(1.0, seen / config.warmup_images) if config.warmup_images else 1.0
+    rise = min(1.0, seen / max(1, min(config.warmup_images, config.train_images // 10)))
     if config.learning_rate_schedule == "constant":
         return rate * rise
     fall = 0.5 * (1 + math.cos(math.pi * (step - first) / (last - first)))

@@ -76,6 +76,9 @@ def test_the_rate_rises_over_the_first_pairs_and_stays_or_falls_to_a_hundredth()
     constant = config.model_copy(update={"learning_rate_schedule": "constant"})
     assert [learning_rate(constant, step) for step in (0, 4, 9, 99)] == pytest.approx([1e-3, 5e-3, 1e-2, 1e-2])
     assert [learning_rate(config, step) for step in (50, 99)] == pytest.approx([5.05e-3, 1.02e-4], rel=0.01)
+    longer = constant.model_copy(update={"warmup_images": 100_000})  # than the training, whose first tenth it is then
+    assert [learning_rate(longer, step) for step in (0, 9, 99)] == pytest.approx([1e-3, 1e-2, 1e-2])
+    assert learning_rate(constant.model_copy(update={"warmup_images": 0}), 0) == 1e-2
 
 
 def test_the_average_soon_forgets_its_beginning_and_then_keeps_its_share():

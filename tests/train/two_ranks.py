@@ -22,7 +22,7 @@ from trainings import TINY, VAE_TINY, Listener, finish, job
 # matrices.
 PLAIN = {"optimizer": "adamw", "velocity_net": TINY["velocity_net"] | {"input_gain": "none"}}
 MUON = {"train_batch_size": 6}
-EVEN = MUON | {"optimizer": "adamw"}
+EVEN = MUON | PLAIN
 UNEVEN = {"train_batch_size": 5, "structure_pairing": True, "self_pairing": 0.6, "bridge_noise": 0.3} | PLAIN
 CRITIC = {"train_batch_size": 5, "saliency_loss_weight": 0, "adversarial_weight": 0.5, "adversarial_start": 0.2} | PLAIN
 LATENT = {"train_batch_size": 6, "codec": VAE_TINY | {"augmentations": ["color_jitter", "hflip"]}} | PLAIN
