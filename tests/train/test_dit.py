@@ -126,6 +126,26 @@ def test_a_block_is_adaptive_layer_norm_attention_and_mlp_gated_by_time():
     torch.testing.assert_close(block(h, emb), want, rtol=1e-4, atol=1e-4)
 
 
+def test_around_the_blocks_it_is_the_papers_net():
+    """Tokens with their places, features of time and adaptive layer norm before the last layer, by hand."""
+    v, picture = net(), x()
+
+    def of_time(layer):
+        first, second = v.time[0], v.time[2]
+        return layer(silu(second(silu(first(timestep_embedding(T, 16))))))
+
+    def silu(a):
+        return a / (1 + (-a).exp())
+
+    h = v.stem(patchify(picture, 2)) + positions(4, 6, 16, picture.device)
+    for block in v.blocks:
+        h = block(h, of_time(torch.nn.Identity()))
+    normed = (h - h.mean(2, keepdim=True)) / (h.var(2, unbiased=False, keepdim=True) + 1e-6).sqrt()
+    shift, scale = (m[:, None] for m in of_time(v.modulation).split(16, dim=1))
+    want = unpatchify(v.head(normed * (1 + scale) + shift), 2, 4, 6)
+    torch.testing.assert_close(v(picture, T), want, rtol=1e-4, atol=1e-4)
+
+
 def test_one_time_for_the_batch_is_that_time_for_each():
     torch.testing.assert_close(net()(x(), torch.full((1,), 0.3)), net()(x(), torch.full((2,), 0.3)))
 
