@@ -44,6 +44,17 @@ def test_residual_adds_what_the_flow_added_and_clips():
     assert np.array_equal(brighter, np.clip(original.astype(int) + 40, 0, 255))
 
 
+def test_residual_adds_to_each_channel_its_own_and_without_steps():
+    """What was added rises by 5 a pixel: at four times the width by 1.25, whatever the enlargement, if it is smooth."""
+    original, small = np.full((32, 64, 3), 100, np.uint8), np.full((8, 16, 3), 60, np.uint8)
+    ramp = 5 * np.arange(16)
+    made = small + np.uint8([1, 0, 0]) * ramp[:, None].astype(np.uint8) - np.uint8([0, 0, 30])
+    out = given_back("residual", original, small, made).astype(float) - 100
+    wanted = 5 * ((np.arange(64) + 0.5) / 4 - 0.5)  # centres of pixels
+    assert np.abs(out[:, 8:-8, 0] - wanted[8:-8]).max() < 0.4  # rounded
+    assert not out[..., 1].any() and (out[..., 2] == -30).all()
+
+
 def test_none_is_the_flows_own_size_and_the_others_the_inputs(tmp_path):
     bundle = bundles.write_bundle(tmp_path / "b", bundles.towards(0.25))
     Image.fromarray(picture(2, 90, 133)).save(tmp_path / "a.png")
