@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from rfp.runtime import FilmOptions, FlowOptions, UsageError, load_bundle, segments, translate
 from rfp.runtime import frames as frames_module
+from rfp.runtime.compare import compared
 from rfp.runtime.media import Media
 from rfp.runtime.tonemap import HDR
 from rfp.runtime.whole import missing_bytes
@@ -157,6 +158,25 @@ def test_compare_shows_source_and_translation(tmp_path, how):
     else:
         first = watch(tmp_path / "b.mp4")[1][0].astype(int)
         assert np.abs(first[:, 8:] - 128).mean() < 4
+
+
+def test_the_line_of_a_wipe_is_white_and_goes_across_and_back_in_six_seconds():
+    """By a cosine: after a sixth of that time it is at a quarter of the width."""
+    before, after = np.full((20, 801, 3), 10, np.uint8), np.full((20, 801, 3), 90, np.uint8)
+    for seconds, line in ((0, 0), (1, 200), (1.5, 400), (3, 800), (4.5, 400), (5, 200), (6, 0)):
+        out = compared(before, after, "wipe", seconds)
+        assert np.array_equal(out, np.broadcast_to(out[:1, :, :1], out.shape))
+        row = [10] * line + [255] * min(2, 801 - line) + [90] * max(0, 799 - line)
+        assert out[0, :, 0].tolist() == row
+    assert np.array_equal(before, np.full_like(before, 10)) and np.array_equal(after, np.full_like(after, 90))
+
+
+def test_a_source_of_another_size_is_compared_at_the_size_of_its_translation():
+    source, after = np.zeros((40, 60, 3), np.uint8), np.full((20, 32, 3), 90, np.uint8)
+    source[20:, :30] = 200  # lower left
+    out = compared(source, after, "side", 0)
+    assert out.shape == (20, 64, 3) and (out[:, 32:] == 90).all()
+    assert (out[14:, :12] == 200).all() and not out[:6, :32].any() and not out[:, 20:32].any()
 
 
 @pytest.mark.parametrize(
