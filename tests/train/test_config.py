@@ -205,6 +205,25 @@ def test_what_a_config_says_to_no_effect_is_told(values, said):
 
 
 @pytest.mark.parametrize(
+    "values",
+    [
+        {"bridge_noise": 0.2, "flow_loss_huber": 0.2},
+        {
+            "coupling": "paired",
+            "saliency_loss_weight": 0,
+            "distill_steps": 1,
+            "distill_perceptual_weight": 0.1,
+            "distill_perceptual_weights": "w.pt",
+        },
+        {"codec": {"type": "VAE", "perceptual_weight": 0.1, "perceptual_weights": "w.pt"}},
+        {"eval_features": "w.pt", "eval_every": 100},
+    ],
+)
+def test_what_has_an_effect_is_not_said_to_have_none(values):
+    assert idle(validate(values)) == []
+
+
+@pytest.mark.parametrize(
     ("values", "coupling"),
     [
         ({}, "structure"),
