@@ -20,11 +20,11 @@ from rfp.train.job import FREE_TO_CHANGE, Job, config_of, default_run_id
 from rfp.train.net_config import ResNetSaliencyNet
 from rfp.train.noise import noise_domain
 from rfp.train.plan import plan
-from rfp.train.resolving import DROPOUT, EPOCHS, HUBER, LEAST_STEPS, MANY_EPOCHS, MOST_EPOCHS, STEPS, resolved
+from rfp.train.resolving import DROPOUT, EPOCHS, HUBER, LEAST_STEPS, MANY_EPOCHS, MOST_EPOCHS, STEPS, resolved, small
 from rfp.train.run import Interrupted
 from rfp.train.training import train
 from rfp.train.unet import UNet
-from trainings import LATENT, TINY, Listener, assert_same, draw_domains, finish, job, tiny
+from trainings import LATENT, TINY, Listener, assert_same, draw_domains, finish, job, noisy, tiny
 
 STRUCTURE = {"structure_pairing": True, "structure_candidates": 2}
 
@@ -290,6 +290,16 @@ def test_a_net_sees_coordinates_where_crops_are_small_or_its_weights_do(work, tm
     assert_same(tmp_path / "whole", tmp_path / "parted")
     finish(replace(job(work, tmp_path / "on", **open_), parts={"velocity": tmp_path / "whole"}))
     assert ckpt.load(ckpt.find(tmp_path / "on")).config.velocity_net.coordinates
+
+
+@pytest.mark.parametrize(("large", "is_small"), [(17, False), (23, True)])
+def test_crops_are_small_where_most_pictures_of_a_folder_are_large(tmp_path, large, is_small):
+    """The first ones of 40 are; the crops of the others are as large as they."""
+    config = tiny(velocity_net=TINY["velocity_net"] | {"coordinates": None})
+    for i in range(40):
+        Image.fromarray(noisy(70, i, (40, 40) if i < large else (16, 16))).save(tmp_path / f"{i:02}.png")
+    domain = open_domain([tmp_path], 16, 1 << 20)
+    assert small(config, domain, domain) == is_small
 
 
 def test_a_net_is_seamless_unless_told_or_its_weights_are_not(work):
