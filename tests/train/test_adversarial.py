@@ -22,7 +22,7 @@ from rfp.train.training import train
 from rfp.train.velocity_step import learning_rate
 from test_resume import stop_at
 from torch import nn
-from trainings import Listener, assert_same, draw_domains, final, finish, job, noisy, tiny
+from trainings import LATENT, Listener, assert_same, draw_domains, final, finish, job, noisy, tiny
 
 WITH = {"adversarial_weight": 0.5, "adversarial_start": 0.25, "saliency_loss_weight": 0, "train_images": 60}
 """12 steps, the critic from step 3 on."""
@@ -267,6 +267,21 @@ def test_a_critic_ends_trainings_from_no_colours_to_colours_unless_told(drawn):
         assert found("dark", "bright", weights) == (weight, steps if weight else 6)
 
 
+def test_a_tinge_is_neither_no_colours_nor_colours_and_latents_and_tiny_pictures_have_no_critic(drawn):
+    (drawn / "tinged").mkdir()
+    for i in range(8):
+        tinged = grey(noisy(120, i)) // 2 + np.uint8([5, 0, 0])  # a gap of 5 levels of 127.5
+        Image.fromarray(tinged).save(drawn / "tinged" / f"{i}.png")
+    domains = {name: open_domain([drawn / name], 16, 1 << 20) for name in ("dark", "tinged", "bright")}
+
+    def weight(zero, one, **changes):
+        return resolved(tiny(**OPEN | changes), domains[zero], domains[one]).adversarial_weight
+
+    assert weight("dark", "bright") == weight("dark", "bright", max_size=8) == 1
+    assert weight("tinged", "bright") == weight("dark", "tinged") == 0
+    assert weight("dark", "bright", max_size=4) == weight("dark", "bright", **LATENT) == 0
+
+
 def test_such_a_training_says_so_and_goes_on_as_it_began(drawn):
     about = OPEN | {"train_images": 30}
     whole, parted = (job(drawn, name, **about) for name in ("whole", "parted"))
@@ -302,6 +317,7 @@ def test_a_critic_may_go_on_as_long_as_the_flow(drawn):
     assert pairs(adversarial_weight=0) == (480, 480, 0.3)
     assert pairs(adversarial_weight=1) == (960, 480, 0.3)
     assert pairs(adversarial_weight=1, adversarial_start=0) == (480, 0, 0.0)
+    assert pairs(adversarial_weight=1, adversarial_start=0.1, train_images=4_000) == (880, 400, 0.0)
     assert pairs(adversarial_weight=1, max_epochs=45) == (720, 360, 0.0)
     assert pairs(adversarial_weight=1, max_epochs=None) == (10_000, 2_500, 0.3)  # 500 steps, then up to 4,000
     assert pairs(adversarial_weight=1, max_epochs=None, train_images=40_000) == (22_500, 2_500, 0.3)
