@@ -282,6 +282,21 @@ def test_a_tinge_is_neither_no_colours_nor_colours_and_latents_and_tiny_pictures
     assert weight("dark", "bright", max_size=4) == weight("dark", "bright", **LATENT) == 0
 
 
+def test_weights_of_a_run_with_a_critic_bring_none_where_none_can_be(drawn):
+    """What their config says is taken over where `null` leaves it open; not what this training would refuse if told."""
+    domains = [open_domain([drawn / name], 16, 1 << 20) for name in ("dark", "bright")]
+    weights = SimpleNamespace(config=tiny(adversarial_weight=1, num_inference_steps=1, saliency_loss_weight=0))
+
+    def weight(domain0=domains[0], **changes):
+        return resolved(tiny(**OPEN | changes), domain0, domains[1], weights).adversarial_weight
+
+    assert weight() == weight(coupling="paired") == 1
+    assert weight(coupling="paired", distill_steps=2) == 0
+    assert weight(max_size=4) == 0
+    noise = {"coupling": "random", "alignment": None}
+    assert weight(noise_domain(tiny(**OPEN | noise), 0), **noise) == 0
+
+
 def test_such_a_training_says_so_and_goes_on_as_it_began(drawn):
     about = OPEN | {"train_images": 30}
     whole, parted = (job(drawn, name, **about) for name in ("whole", "parted"))
