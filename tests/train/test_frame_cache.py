@@ -72,6 +72,17 @@ def test_a_zipped_video_is_read_too(tmp_path):
     assert len(open_domain([tmp_path / "z.zip"], 16)) == 2
 
 
+def test_videos_of_one_zip_and_of_one_name_after_another_are_kept_apart(tmp_path):
+    long, short = (write_video(tmp_path / f"{n}.mp4", range(0, 40 * n, 40)) for n in (5, 2))
+    with zipfile.ZipFile(tmp_path / "z.zip", "w") as z:
+        z.write(long, "a.mp4")
+        z.write(short, "b.mp4")
+    assert numbers(open_domain([tmp_path / "z.zip"], 16)) == [0, 1, 2, 3, 4, 0, 1]
+    assert len(open_domain([long], 16)) == 5
+    short.replace(long)
+    assert len(open_domain([long], 16)) == 2
+
+
 @pytest.mark.parametrize("rotation", [90, 180, -90])
 def test_a_turned_video_is_upright(tmp_path, rotation):
     plain = open_domain([write_video(tmp_path / "a.mp4", [0])], 48).read(0)
@@ -207,6 +218,23 @@ def test_room_is_made_by_what_is_idle_the_least_recently_used_first_and_never_by
     with pytest.raises(UsageError, match="in use"):
         open_domain([videos[2]], 16, 0, notes.append, limit)
     assert kept() == {"0", "1", "3"}
+
+
+def test_use_counts_a_dry_run_drops_nothing_and_a_film_as_large_as_the_room_fits(tmp_path, cache, monkeypatch):
+    videos = [write_video(tmp_path / f"{i}.mp4", range(0, 400, 40)) for i in range(3)]
+    one = 10 * 20 * 27 * 3
+    for i in (0, 1, 0):
+        open_domain([videos[i]], 16)
+        forget_locks()
+        time.sleep(0.01)
+    open_domain([videos[2]], 16, cache=FrameCache(limit=2 * one, dry_run=True))
+    assert len(list(cache.rglob("*.rgb"))) == 2
+    open_domain([videos[2]], 16, cache=FrameCache(limit=2 * one))
+    assert open_domain([videos[0]], 16, cache=FrameCache(dry_run=True)).undecoded == 0
+    assert open_domain([videos[1]], 16, cache=FrameCache(dry_run=True)).undecoded == one
+    forget_locks()
+    monkeypatch.setattr(frame_cache, "CHECK_EVERY", 20 * 27 * 3 * 3)
+    assert len(open_domain([videos[1]], 16, cache=FrameCache(limit=one))) == 10
 
 
 def test_what_a_killed_process_left_counts_once_and_makes_room(tmp_path, cache):
