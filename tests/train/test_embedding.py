@@ -76,6 +76,12 @@ def test_a_second_training_computes_and_reads_nothing(work, folder, monkeypatch)
     assert computed == 0 and torch.equal(again, first)
 
 
+def test_more_pictures_than_are_hashed_at_once_are_all_kept(work, folder, monkeypatch):
+    monkeypatch.setattr(embedding_cache, "HASHED_AT_ONCE", 3)
+    domain = open_domain([work / "dark"], 16)
+    assert [run(domain, folder)[1] for _ in range(2)] == [7, 0] and len(rows(folder, "files")) == 7
+
+
 def test_vectors_are_the_pictures_own_in_their_order(work, folder):
     domain = open_domain([work / "dark"], 16)
     vectors, _ = run(domain, folder)
