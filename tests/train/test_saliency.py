@@ -221,6 +221,36 @@ def test_gradients_of_the_classifier_are_summed_over_minibatches(begun):
     torch.testing.assert_close(nets[2], nets[0], rtol=1e-6, atol=1e-7)
 
 
+class Halved(torch.nn.Module):
+    """A codec that is none, and halves."""
+
+    def encode(self, x):
+        return x / 2
+
+
+@pytest.mark.parametrize(("codec", "fraction"), [(Identity(), 0.5), (Halved(), 0.5), (Halved(), 0.0)])
+def test_the_classifier_is_told_the_share_of_domain_1_in_what_it_sees(begun, monkeypatch, codec, fraction):
+    """Domain 0 is -1 everywhere and domain 1 is 1, so a blend says its share itself; with a codec it is one of z."""
+    run = begun(train_batch_size=64, train_minibatch_size=9, saliency_blend_fraction=fraction)
+    net, seen, told, lots = build_saliency_net(run.config.saliency_net), [], [], []
+    net.register_forward_pre_hook(lambda _m, x: seen.append(x[0]))
+    loss, augment = saliency_phase.soft_cross_entropy, saliency_phase.augment
+    monkeypatch.setattr(saliency_phase, "soft_cross_entropy", lambda x, y, s: told.append(y) or loss(x, y, s))
+    monkeypatch.setattr(
+        saliency_phase, "augment", lambda x, names, chances: lots.append((names, chances)) or augment(x, [], chances)
+    )
+    dark = -torch.ones(64, 3, 16, 16)
+    saliency_phase._step(run, net, torch.optim.SGD(net.parameters(), 0.1), codec, dark, -dark, 3)
+    share, full = torch.cat(told), 1 if isinstance(codec, Identity) else 0.5
+    torch.testing.assert_close(torch.cat(seen), (full * (2 * share - 1))[:, None, None, None].expand(-1, 3, 16, 16))
+    whole = (share == 0) | (share == 1)
+    assert whole.float().mean().item() == pytest.approx(1 - fraction, abs=0.15)
+    assert share[whole].mean().item() == pytest.approx(0.5, abs=0.1)
+    # What is augmented is augmented once, and each picture by draws of its own.
+    chances = torch.cat([c for names, c in lots if names])
+    assert len(chances) == len(chances.unique(dim=0)) == 128
+
+
 def test_a_domain_of_one_picture_is_refused_with_the_way_out(tmp_path):
     folders = draw_domains(tmp_path, 1, 3)
     run = open_run(Job(tiny(), (folders[0],), (folders[1],), tmp_path / "run", device="cpu"), Listener())
