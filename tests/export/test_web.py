@@ -118,6 +118,16 @@ def test_graphs_that_no_browser_holds_are_refused(tmp_path, package):
     (folder / "rfp.json").write_text(json.dumps(values))
     with pytest.raises(ExportError, match=r"3\.2 GB together"):
         web.write_page(folder, package)
+    graph = values["graphs"][0] | {"bytes": 1 << 20}
+    weights = {"file": "weights.bin", "sha256": "0" * 64, "bytes": 3 << 30}
+    (folder / "rfp.json").write_text(json.dumps(values | {"graphs": [graph | {"data": weights}]}))
+    with pytest.raises(ExportError, match=r"3\.2 GB together"):
+        web.write_page(folder, package)
+    # A visitor fetches one precision, and nothing of Core ML's.
+    each = [graph | {"file": f"{p}.onnx", "precision": p, "bytes": 2_000_000_000} for p in ("fp32", "fp16")]
+    apple = graph | {"file": "v.mlpackage", "precision": "fp16", "format": "coreml", "bytes": 3 << 30}
+    (folder / "rfp.json").write_text(json.dumps(values | {"graphs": [*each, apple]}))
+    web.write_page(folder, package)
 
 
 def fake_npm(tmp_path, monkeypatch, code):
