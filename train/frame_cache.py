@@ -165,6 +165,9 @@ def _open(
             lock(_held[base], shared=False)
             if not _cached(base):
                 _decode(media, found or survey(media, size, cache.stride), cache, base, tell)
+    except MediaError:
+        os.close(_held.pop(base))  # or others who want the film would wait until this training ends
+        raise
     except OSError as e:
         raise UsageError(f"{folder}: the frames of {media} cannot be kept there: {e}; {_WAYS_OUT}") from e
 

@@ -14,8 +14,9 @@ import av
 import numpy as np
 import pytest
 from films import count, counted, write_video
-from rfp.runtime import UsageError
+from rfp.runtime import MediaError, UsageError
 from rfp.runtime.discovery import discover
+from rfp.runtime.files import lock
 from rfp.train import frame_cache
 from rfp.train.domains import Crop, open_domain
 from rfp.train.frame_cache import FrameCache, cache_folder
@@ -235,6 +236,21 @@ def test_use_counts_a_dry_run_drops_nothing_and_a_film_as_large_as_the_room_fits
     forget_locks()
     monkeypatch.setattr(frame_cache, "CHECK_EVERY", 20 * 27 * 3 * 3)
     assert len(open_domain([videos[1]], 16, cache=FrameCache(limit=one))) == 10
+
+
+def test_a_film_without_frames_is_left_to_others(tmp_path, cache, monkeypatch):
+    """Whoever else wants it is told the same, and need not wait for this process to end."""
+
+    def none(media, *args):
+        raise MediaError(f"{media}: holds no frame")
+
+    monkeypatch.setattr(frame_cache, "read", none)
+    film = write_video(tmp_path / "a.mp4", [0, 40])
+    with pytest.raises(UsageError, match="holds no frame"):
+        open_domain([film], 16, 1 << 20)
+    (name,) = (cache / "frames").glob("*.lock")
+    with name.open("r+") as other:
+        assert lock(other.fileno(), shared=False, wait=False)
 
 
 def test_what_a_killed_process_left_counts_once_and_makes_room(tmp_path, cache):
