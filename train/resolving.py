@@ -126,13 +126,14 @@ def _critic(
     note: Callable[[str], None],
 ) -> dict[str, Any]:
     """What to change where the config leaves open whether a critic ends the training; as it was where it goes on."""
-    none = isinstance(domain0, Noise) or config.distill_steps or config.max_size // config.codec.factor < 8
-    if weights and not none:
+    if isinstance(domain0, Noise) or config.distill_steps or config.max_size // config.codec.factor < 8:
+        return {"adversarial_weight": 0.0}  # as its check allows no other there
+    if weights:
         before = weights.config.adversarial_weight or 0.0
         return {"adversarial_weight": before} | (
             {"num_inference_steps": weights.config.num_inference_steps} if before else {}
         )
-    if none or isinstance(domain0, Noise) or config.pairs_by != "structure" or config.codec.latents:
+    if config.pairs_by != "structure" or config.codec.latents:
         return {"adversarial_weight": 0.0}
     if not (colourfulness(domain0) < COLOURLESS and colourfulness(domain1) >= COLOURED):
         return {"adversarial_weight": 0.0}
