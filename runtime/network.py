@@ -17,7 +17,7 @@ from .norms import GIVEN, GIVEN_PLACE, MEASURED, SHARE, Norms, opened_up
 from .pixels import Float
 
 _FULL = ("out of memory", "failed to allocate", "bad_alloc", "bad allocation", "alloc_failed")
-"""What ONNX Runtime, CUDA, cuBLAS and cuDNN say where memory runs out, in lower case."""
+"""What ONNX Runtime, CUDA, cuBLAS, cuDNN and torch's MPS say where memory runs out, in lower case."""
 DEVICES = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
@@ -196,9 +196,13 @@ class Network:
 def failure(what: str, shape: tuple[int, ...], error: Exception) -> MediaError:
     """What to raise where a graph failed on an input [B, C, H, W]."""
     reason = _first_line(error)
-    full = isinstance(error, MemoryError) or any(word in str(error).lower() for word in _FULL)
-    kind = OutOfMemoryError if full else MediaError
+    kind = OutOfMemoryError if memory_ran_out(error) else MediaError
     return kind(f"the {what} graph failed at {shape[3]}×{shape[2]} ({reason}); try a smaller --size, or --tile 256")
+
+
+def memory_ran_out(error: Exception) -> bool:
+    """Whether that is why ONNX Runtime or torch failed; of their many errors few have a type that says so."""
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in _FULL)
 
 
 def cores() -> int:

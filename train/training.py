@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import torch
-
 from ..runtime.errors import TrainingError
 from ..runtime.files import write_json, write_text
+from ..runtime.network import memory_ran_out
 from . import checkpoint as ckpt
 from . import ranks
 from .codec_config import VAEConfig
@@ -57,7 +56,9 @@ def train(job: Job, report: Reporter) -> Path:
                 net = train_saliency(run, codec) if run.config.saliency_loss_weight else None
                 if job.only != "saliency":
                     train_velocity(run, codec, net)
-        except torch.OutOfMemoryError as e:
+        except RuntimeError as e:  # only CUDA's allocator has a kind of its own: not cuBLAS, cuDNN, nor Apple's MPS
+            if not memory_ran_out(e):
+                raise
             raise TrainingError(_too_large(run)) from e
     return run.folder
 

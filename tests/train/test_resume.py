@@ -531,13 +531,30 @@ def test_a_run_goes_on_with_a_smaller_minibatch_and_learns_the_same(work, tmp_pa
     assert all(torch.allclose(one[k], two[k], atol=1e-4) for k in one)
 
 
-def test_a_full_device_is_said_with_what_to_do(work, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 39.50 GiB). Tried to allocate 2 GiB on private pool."),
+    ],
+)
+def test_a_full_device_is_said_with_what_to_do(work, tmp_path, monkeypatch, error):
     def full(*args, **options):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        raise error
 
     monkeypatch.setattr("rfp.train.velocity_phase.velocity_step", full)
     with pytest.raises(TrainingError, match=r"--set train_minibatch_size \(now 2\)"):
         train(job(work, tmp_path / "full", saliency_loss_weight=0), Listener())
+
+
+def test_another_failure_of_torch_is_not_taken_for_a_full_device(work, tmp_path, monkeypatch):
+    def fail(*args, **options):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr("rfp.train.velocity_phase.velocity_step", fail)
+    with pytest.raises(RuntimeError, match="mat1"):
+        train(job(work, tmp_path / "failed", saliency_loss_weight=0), Listener())
 
 
 def test_the_size_of_a_minibatch_is_a_part_of_a_runs_name_and_free_to_change(work):
