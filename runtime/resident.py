@@ -5,12 +5,15 @@ batch is copied there once and back once, however many steps there are.
 """
 
 import base64
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .network import failure
 from .pixels import Float
 
 STEP_GRAPH = base64.b64decode(
@@ -49,7 +52,8 @@ class State:
 
     def numpy(self) -> Float:
         """A copy in memory."""
-        copy: Float = self.value.numpy()
+        with _told(self.shape):
+            copy: Float = self.value.numpy()
         return copy
 
     @property
@@ -58,7 +62,7 @@ class State:
 
 
 class Device:
-    """Runs one velocity session on states that stay where it computes.
+    """Runs one velocity session on states that stay where it computes. All of it raises MediaError where that fails.
 
     Args:
         velocity: an InferenceSession from x [B, C, H, W] and t [1] to velocity.
@@ -72,7 +76,8 @@ class Device:
     def put(self, x: Float) -> State:
         from onnxruntime import OrtValue
 
-        return State(OrtValue.ortvalue_from_numpy(np.ascontiguousarray(x), self._name, 0), self)
+        with _told(x.shape):
+            return State(OrtValue.ortvalue_from_numpy(np.ascontiguousarray(x), self._name, 0), self)
 
     def velocity(self, x: State, t: float) -> State:
         """v(x, t), on the device."""
@@ -86,12 +91,22 @@ class Device:
     def _run(self, session: Any, there: dict[str, Any], here: dict[str, Float], output: str, like: State) -> State:
         from onnxruntime import OrtValue
 
-        out = OrtValue.ortvalue_from_shape_and_type(list(like.shape), np.float32, self._name, 0)
-        binding = session.io_binding()
-        for name, value in there.items():
-            binding.bind_ortvalue_input(name, value)
-        for name, array in here.items():
-            binding.bind_cpu_input(name, array)
-        binding.bind_ortvalue_output(output, out)
-        session.run_with_iobinding(binding)
-        return State(out, self)
+        with _told(like.shape):
+            out = OrtValue.ortvalue_from_shape_and_type(list(like.shape), np.float32, self._name, 0)
+            binding = session.io_binding()
+            for name, value in there.items():
+                binding.bind_ortvalue_input(name, value)
+            for name, array in here.items():
+                binding.bind_cpu_input(name, array)
+            binding.bind_ortvalue_output(output, out)
+            session.run_with_iobinding(binding)
+            return State(out, self)
+
+
+@contextmanager
+def _told(shape: tuple[int, ...]) -> Iterator[None]:
+    """Let what fails on states [B, C, H, W] be said as where a graph fails on arrays: memory runs out at any of it."""
+    try:
+        yield
+    except Exception as e:  # ONNX Runtime's errors share no base below Exception
+        raise failure("velocity", shape, e) from e

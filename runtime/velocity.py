@@ -8,7 +8,7 @@ import numpy as np
 from .bundle import Bundle
 from .coreml import Package
 from .errors import BundleError
-from .network import DEVICES, Network, failure, open_session
+from .network import DEVICES, Network, open_session
 from .norms import Norms
 from .pixels import Float
 from .resident import STEP_GRAPH, STEP_NAME, Device, State
@@ -46,12 +46,7 @@ class Velocity:
 
     def put(self, x: Float) -> Float | State:
         """The state where the steps are worked out: on a GPU it stays there until `take`."""
-        if self._on is None:
-            return x
-        try:
-            return self._on.put(x)
-        except Exception as e:  # ONNX Runtime's errors share no base below Exception
-            raise failure("velocity", x.shape, e) from e
+        return x if self._on is None else self._on.put(x)
 
     def take(self, x: Float | State) -> Float:
         """The state in memory again."""
@@ -64,10 +59,7 @@ class Velocity:
     def __call__(self, x: Float | State, t: float) -> Float | State:
         """Raises MediaError where the graph cannot take this size or memory runs out."""
         if isinstance(x, State):
-            try:
-                return x.device.velocity(x, t)
-            except Exception as e:
-                raise failure("velocity", x.shape, e) from e
+            return x.device.velocity(x, t)
         return self._like(x, self._net(x, np.array([t], np.float32)))
 
     def tile(self, norms: Norms, x: Float, t: float) -> Float:

@@ -77,5 +77,26 @@ def test_out_of_memory_halves_the_batch_and_goes_on(velocity, monkeypatch):
         flow(images[:1])
 
 
+def test_memory_that_runs_out_where_a_step_is_added_halves_the_batch_too(velocity):
+    """The sum is a graph of its own on the device, and its output the last that must find room there."""
+    bundle = load_bundle(velocity._path.parent)
+    flow = Flow(velocity, Identity(), bundle.manifest, FlowOptions(batch=8, steps=2))
+    images = np.random.default_rng(1).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)
+    wanted, step, tried = flow(images), open_session(STEP_GRAPH, STEP_NAME), []
+
+    class Small:
+        def io_binding(self):
+            return step.io_binding()
+
+        def run_with_iobinding(self, binding):
+            tried.append(binding.get_outputs()[0].shape()[0])
+            if tried[-1] > 2:
+                raise RuntimeError("Failed to allocate memory for requested buffer of size 98304")
+            step.run_with_iobinding(binding)
+
+    velocity._on = Device(velocity._net.session, Small(), "cpu")
+    assert np.array_equal(flow(images), wanted) and tried[:3] == [8, 4, 2] and flow.at_once(16, 16) == 2
+
+
 def test_another_failure_is_not_taken_for_full_memory():
     assert type(failure("velocity", (1, 3, 8, 8), ValueError("bad shape"))) is MediaError
