@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import cached_property, partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -120,17 +120,21 @@ class Flow:
         if self._tile and max(height, width) > self._tile:
             with self._exclusive:
                 return np.stack([tiled(image, self._whole, self._tile, self._overlap) for image in images])
+        return self._fitting(self._whole, images, width, height)
+
+    def _fitting(self, work: Callable[[Any], Uint8], items: Any, width: int, height: int) -> Uint8:
+        """work(items), which makes as many pictures of this size; by halves where memory does not hold them all."""
         best, began = self._best(width, height), time.perf_counter()
         try:
             with self._turn(best):
-                out = self._whole(images)
+                out = work(items)
         except OutOfMemoryError:
-            if best.size == len(images) == 1:
+            if best.size == len(items) == 1:
                 raise
-            best.ran_out(max(len(images), best.size))
-            parts = np.array_split(images, min(2, len(images)))
-            return np.concatenate([self._translated(part) for part in parts])
-        best.took(len(images), time.perf_counter() - began)
+            best.ran_out(max(len(items), best.size))
+            parts = np.array_split(items, min(2, len(items)))
+            return np.concatenate([self._fitting(work, part, width, height) for part in parts])
+        best.took(len(items), time.perf_counter() - began)
         return out
 
     def side_by_side(
@@ -171,8 +175,11 @@ class Flow:
         A side that is no multiple of the net's is cut from the next one. Raises as calling does.
         """
         h, w = ((side + -side % self._multiple) // self._codec.factor for side in (height, width))
-        with self._turn(self._best(width, height)):
-            return self.follow(noises((self._codec.channels, h, w), seed, numbers))[:, :height, :width]
+
+        def made(some: Sequence[int]) -> Uint8:
+            return self.follow(noises((self._codec.channels, h, w), seed, some))[:, :height, :width]
+
+        return self._fitting(made, numbers, width, height)
 
     def follow(self, x: Float, norms: Norms | None = None) -> Uint8:
         """From states [B, C, H, W] at the flow's beginning to the pictures at its end, uint8 [B, H, W, 3].

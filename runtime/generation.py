@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,9 +156,14 @@ def _made(
         except MediaError as e:
             return [(p, e) for p in group]
 
-    full = flow.batch(width, height)
-    groups = (pictures[start : start + full] for start in range(0, len(pictures), full))
-    for works in flow.side_by_side(made, groups, flow.at_once(width, height)):
+    def groups() -> Iterator[Sequence[Picture]]:
+        start = 0
+        while start < len(pictures):
+            end = start + flow.batch(width, height)  # which on a GPU may have changed meanwhile
+            yield pictures[start:end]
+            start = end
+
+    for works in flow.side_by_side(made, groups(), flow.at_once(width, height)):
         yield from works
 
 

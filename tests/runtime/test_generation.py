@@ -5,8 +5,10 @@ from PIL import Image
 from rfp.runtime import FlowOptions, UsageError, generate, load_bundle, translate
 from rfp.runtime import flow as flow_module
 from rfp.runtime import generation as generation_module
+from rfp.runtime.network import failure
 from rfp.runtime.noise import noise
 from rfp.runtime.pixels import to_uint8
+from rfp.runtime.velocity import Velocity
 
 
 @pytest.fixture
@@ -81,6 +83,25 @@ def test_a_picture_is_the_same_bytes_whatever_the_batch_and_the_count(make, tmp_
             assert (out / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
     generate(bundle, tmp_path / "other", 1, seed=4)
     assert not np.array_equal(load(tmp_path / "other/seed-4-000000.png"), load(tmp_path / "one/seed-3-000000.png"))
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on(make, tmp_path, monkeypatch):
+    """As on a GPU, where pictures share a call."""
+    bundle, call, tried = make(bundles.blur()), Velocity.__call__, []
+    generate(bundle, tmp_path / "one", 12, seed=3, batch=1)
+
+    def small(self, x, t):
+        tried.append(len(x))
+        if len(x) > 2:
+            raise failure("velocity", x.shape, RuntimeError("CUDA error: out of memory"))
+        return call(self, x, t)
+
+    monkeypatch.setattr(Velocity, "__call__", small)
+    monkeypatch.setattr(flow_module.Flow, "batch", flow_module.Flow.at_once)
+    report = generate(bundle, tmp_path / "many", 12, seed=3, batch=8, threads=1)
+    assert len(report.done) == 12 and not report.failed and tried[:4] == [8, 4, 2, 2]
+    for name in names(tmp_path / "one"):
+        assert (tmp_path / "many" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
 
 
 def test_a_side_that_is_no_multiple_is_cut_from_the_next_one(make, tmp_path):
