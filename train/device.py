@@ -1,6 +1,7 @@
 """Where a training computes."""
 
 import torch
+import torch.nn.functional as F
 
 from ..runtime.errors import UsageError
 from . import ranks
@@ -30,3 +31,16 @@ def pick_device(name: str) -> torch.device:
         torch.cuda.set_device(mine)
         return torch.device("cuda", mine)
     return torch.device(name)
+
+
+def has_forward_mode(device: torch.device) -> bool:
+    """Whether torch has the forward-mode derivatives there that the saliency loss is made of.
+
+    On Apple's MPS linear layers and max pooling are kernels of their own, which lack them (pytorch/pytorch#137720).
+    """
+    x = torch.zeros(1, 1, 2, 2, device=device)
+    try:
+        torch.func.jvp(lambda x: F.linear(F.max_pool2d(x, 2), torch.ones(1, 1, device=device)), (x,), (x,))
+    except NotImplementedError:
+        return False
+    return True

@@ -10,7 +10,7 @@ from . import checkpoint as ckpt
 from . import ranks
 from .codec_config import VAEConfig
 from .config import RFPix2pixModel
-from .device import pick_device
+from .device import has_forward_mode, pick_device
 from .domains import Domain, hold_out, open_domain, part, whole_pairs
 from .embedders import find_weights
 from .frame_cache import GIGABYTE, FrameCache
@@ -37,6 +37,11 @@ def open_run(job: Job, report: Reporter, dry_run: bool = False) -> Run:
     check_loggers(job.log)
     if job.config.mixed_precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
         raise UsageError("mixed_precision bf16: this GPU does not compute in it; --set mixed_precision=no")
+    if job.config.saliency_loss_weight and job.only in (None, "velocity") and not has_forward_mode(device):
+        raise UsageError(
+            f"saliency_loss_weight: torch {torch.__version__} lacks on {device} the forward-mode derivatives that it "
+            "needs; --device cpu, or --set saliency_loss_weight=0"
+        )
     if not dry_run or Path(job.config.eval_features or "").is_file():  # which downloads nothing
         ranks.once(lambda: bool(eval_net(job.config, device)))
     if job.config.pairs_by == "structure" and (not dry_run or job.config.structure_weights):

@@ -1,6 +1,7 @@
 import pickle
 import threading
 import urllib.error
+from dataclasses import replace
 
 import pytest
 import torch
@@ -256,3 +257,18 @@ def test_a_domain_of_one_picture_is_refused_with_the_way_out(tmp_path):
     run = open_run(Job(tiny(), (folders[0],), (folders[1],), tmp_path / "run", device="cpu"), Listener())
     with pytest.raises(UsageError, match=r"dark: 1 picture.*saliency_loss_weight=0"):
         train_saliency(run, Identity())
+
+
+def test_a_device_without_forward_mode_is_refused_before_any_work_unless_no_flow_is_trained(tmp_path, monkeypatch):
+    """As Apple's MPS, whose linear layers have no such derivatives."""
+
+    def lacking(*args):
+        raise NotImplementedError("Trying to use forward AD with linear that does not support it")
+
+    monkeypatch.setattr("torch.func.jvp", lacking)
+    inputs = draw_domains(tmp_path)
+    job = Job(tiny(), inputs[:1], inputs[1:], tmp_path / "run", device="cpu")
+    with pytest.raises(UsageError, match=r"saliency_loss_weight: torch .* lacks on cpu"):
+        open_run(job, Listener())
+    for able in (replace(job, only="saliency"), replace(job, config=tiny(saliency_loss_weight=0))):
+        assert open_run(able, Listener()).folder == tmp_path / "run"
