@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from . import checkpoint as ckpt
 from . import ranks
 from .loss import Scales, size
+from .pooling import pooled
 from .velocity_net import follow
 
 WIDTH = 32
@@ -46,12 +47,13 @@ class Critic(nn.Module):
         self.fine = nn.Sequential(*keep(channels, one), *halve(one, two), *keep(two, two))
         self.coarse = nn.Sequential(*halve(two, four), *keep(four, four), *halve(four, four))
         self.fine_out, self.coarse_out = nn.Conv2d(two, 1, 1), nn.Conv2d(four, 1, 1)
-        self.whole_out = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(four * 16, 1))
+        # The first, where once the pooling was, keeps the names that the weights have in training states.
+        self.whole_out = nn.Sequential(nn.Identity(), nn.Flatten(), nn.Linear(four * 16, 1))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         fine = self.fine(x)
         coarse = self.coarse(fine)
-        return [self.fine_out(fine).flatten(1), self.coarse_out(coarse).flatten(1), self.whole_out(coarse)]
+        return [self.fine_out(fine).flatten(1), self.coarse_out(coarse).flatten(1), self.whole_out(pooled(coarse, 4))]
 
 
 def more_real(ours: list[Tensor], theirs: list[Tensor]) -> Tensor:

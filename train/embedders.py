@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .config import RFPix2pixModel
 from .dinov2 import build_dinov2, weights_file
 from .net_config import ResNetSaliencyNet
+from .pooling import pooled
 from .saliency import build_saliency_net, torchvision
 
 DIRECTIONS = 8
@@ -45,18 +46,18 @@ def foreground(x: Tensor) -> Tensor:
     """
     median = x.flatten(2).median(dim=2).values[:, :, None, None]
     distance = (x - median).square().sum(dim=1, keepdim=True).sqrt()
-    return F.normalize(F.adaptive_avg_pool2d(distance, 8).flatten(1), dim=1)
+    return F.normalize(pooled(distance, 8).flatten(1), dim=1)
 
 
 def thumbnail(x: Tensor) -> Tensor:
     """The picture at 8×8, less its mean: which colours are where. [B, 3, H, W] → unit vectors [B, 192]."""
-    small = F.adaptive_avg_pool2d(x, 8).flatten(1)
+    small = pooled(x, 8).flatten(1)
     return F.normalize(small - small.mean(dim=1, keepdim=True), dim=1)
 
 
 def pixels(x: Tensor) -> Tensor:
     """The picture at 16×16 as it is: the very same colours in the same places. [B, 3, H, W] → unit vectors [B, 768]."""
-    return F.normalize(F.adaptive_avg_pool2d(x, 16).flatten(1), dim=1)
+    return F.normalize(pooled(x, 16).flatten(1), dim=1)
 
 
 def hog(x: Tensor) -> Tensor:
@@ -66,10 +67,10 @@ def hog(x: Tensor) -> Tensor:
     sign in 8×8 cells, each cell in units of the edges around it, and square roots of these, so that a line drawing and
     a photograph of the same thing have the same. 192 are the picture at 8×8. Both are unit vectors.
     """
-    cells = F.adaptive_avg_pool2d(directions(x), 8)
+    cells = pooled(directions(x), 8)
     around = F.avg_pool2d(cells.square().sum(dim=1, keepdim=True), 3, stride=1, padding=1)
     edges = (cells / (around.sqrt() + 0.05)).sqrt().flatten(1)
-    return torch.cat([F.normalize(edges), F.normalize(F.adaptive_avg_pool2d(x, 8).flatten(1))], dim=1)
+    return torch.cat([F.normalize(edges), F.normalize(pooled(x, 8).flatten(1))], dim=1)
 
 
 def directions(x: Tensor) -> Tensor:
@@ -92,7 +93,7 @@ def grid(features: Tensor) -> Tensor:
     Each cell's channels go through random signs of its own, fixed for ever, which keep cosines (Achlioptas 2003,
     theorem 1.1): a ResNet50's 32,768 numbers are too many to keep of every picture.
     """
-    cells = F.adaptive_avg_pool2d(features, GRID).flatten(2).transpose(1, 2)
+    cells = pooled(features, GRID).flatten(2).transpose(1, 2)
     projected = torch.einsum("bnc,ncd->bnd", cells, _signs(features.shape[1]).to(cells.device))
     return F.normalize(projected.flatten(1), dim=1)
 
