@@ -18,6 +18,9 @@ from .pixels import Float
 
 _FULL = ("out of memory", "failed to allocate", "bad_alloc", "bad allocation", "alloc_failed")
 """What ONNX Runtime, CUDA, cuBLAS, cuDNN and torch's MPS say where memory runs out, in lower case."""
+_CUDA = {"cudnn_conv_algo_search": "HEURISTIC"}
+"""By default ONNX Runtime tries all of cuDNN's convolutions for every size that it has not seen, and a folder of photos
+has many: 634 ms a size for 1.9, and no slower afterwards, as PaddleX measured (pull request 5057). Not run here."""
 DEVICES = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
@@ -54,9 +57,10 @@ def open_session(
     # Of a graph in memory, names of external data are taken below the current folder: here nothing lies below.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the codecs need the cores between calls
-    providers = [provider] if provider == DEVICES["cpu"] else [provider, DEVICES["cpu"]]
+    providers: list[Any] = [provider] if provider == DEVICES["cpu"] else [provider, DEVICES["cpu"]]
     if provider == DEVICES["cuda"]:
         ort.preload_dlls()  # CUDA's libraries may have come with pip
+        providers[0] = provider, _CUDA
     try:
         session = ort.InferenceSession(model, options, providers=providers)
         _ = (

@@ -248,3 +248,22 @@ def test_a_device_that_is_not_there_is_an_error_never_the_cpu(folder):
         if provider not in ort.get_available_providers():
             with pytest.raises(UsageError, match=device):
                 Velocity(bundle, device)
+
+
+def test_a_gpu_looks_for_no_convolution_anew_where_it_meets_a_new_size(folder, monkeypatch):
+    """By default CUDA tries all of them, which takes longer than most pictures."""
+    import onnxruntime as ort
+
+    graph, asked = (folder / "velocity.onnx").read_bytes(), []
+
+    def session(model, options, providers):
+        asked.append(providers)
+        raise RuntimeError("no GPU here")
+
+    monkeypatch.setattr(ort, "InferenceSession", session)
+    monkeypatch.setattr(ort, "preload_dlls", lambda: None)
+    for provider in ("CUDAExecutionProvider", "CPUExecutionProvider"):
+        with pytest.raises(BundleError, match="no GPU here"):
+            open_session(graph, folder, provider=provider)
+    gpu = "CUDAExecutionProvider", {"cudnn_conv_algo_search": "HEURISTIC"}
+    assert asked == [[gpu, "CPUExecutionProvider"], ["CPUExecutionProvider"]]
