@@ -14,7 +14,7 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 SHAPES = ((32, 32, 32, 3), (64, 64, 16, 3), (64, 64, 64, 3), (128, 128, 64, 3), (256, 256, 32, 3), (128, 64, 64, 1))
-"""Channels in and out, height and width, side of the kernel: layers of the demo's net and of the preset `small`."""
+"""Channels in and out, height and width, side of the kernel: layers of the demo's net and of `structure`'s."""
 KINDS = {"float32": "", "u8·s8": "us", "u8·u8": "uu", "s8·s8": "ss"}
 
 

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..runtime.alignment import IDENTITY
 from . import checkpoint as ckpt
@@ -17,11 +18,13 @@ from .domains import Domain
 from .net_config import UNetConfig
 from .noise import Noise
 from .sides import colourfulness
+from .unet import UNet
+from .velocity_net import build_velocity_net
 
 EPOCHS, MOST_EPOCHS = 12, 75
 """So often is a picture drawn, and so often at most for `STEPS` or by a critic: more is learned by heart."""
-DROPOUT, MANY_EPOCHS = 0.3, 50
-"""What is left out of the net in trainings of more epochs than that: shorter ones do not gain by it."""
+DROPOUT, MANY_EPOCHS, LARGE_NET = 0.3, 50, 4_000_000
+"""What is left out of a UNet of more parameters than that, or of any net in more epochs: others do not gain by it."""
 HUBER = 0.01
 """c of the flow term for pairs of neighbours, some of which are wrong ("Partners that do not fit" in RESULTS.md)."""
 SMALL, LOOKED_AT = 0.75, 16
@@ -66,8 +69,6 @@ def resolved(
         changes["alignment"] = [*found]
         if why:
             note(why)
-    if config.dropout is None:
-        changes["dropout"] = DROPOUT if flow > MANY_EPOCHS * n and not free else 0.0
     if config.flow_loss_huber is None:
         squares = free or config.pairs_by != "structure" or config.codec.latents
         changes["flow_loss_huber"] = 0.0 if squares else HUBER
@@ -78,7 +79,17 @@ def resolved(
             seen = net.coordinates is None and small(config, domain0, domain1)
             theirs = UNetConfig(coordinates=seen, input_gain="matrix", seamless=True)
         changes["velocity_net"] = net.settled(theirs)
-    return config.model_copy(update=changes)
+    config = config.model_copy(update=changes)
+    if config.dropout is None:
+        by_heart = not free and (flow > MANY_EPOCHS * n or _large(config))
+        config = config.model_copy(update={"dropout": DROPOUT if by_heart else 0.0})
+    return config
+
+
+def _large(config: RFPix2pixModel) -> bool:
+    with torch.device("meta"):
+        net = build_velocity_net(config)
+    return isinstance(net, UNet) and sum(w.numel() for w in net.parameters()) > LARGE_NET
 
 
 def idle(config: RFPix2pixModel) -> list[str]:

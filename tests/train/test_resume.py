@@ -20,6 +20,7 @@ from rfp.train.job import FREE_TO_CHANGE, Job, config_of, default_run_id
 from rfp.train.net_config import ResNetSaliencyNet
 from rfp.train.noise import noise_domain
 from rfp.train.plan import plan
+from rfp.train.reading import load_config
 from rfp.train.resolving import DROPOUT, EPOCHS, HUBER, LEAST_STEPS, MANY_EPOCHS, MOST_EPOCHS, STEPS, resolved, small
 from rfp.train.run import Interrupted
 from rfp.train.training import train
@@ -254,6 +255,13 @@ def test_only_pairs_of_neighbours_are_kept_from_being_learned_by_heart(work):
     assert ends(max_epochs=10_000) == (10_000, DROPOUT)
     assert ends(coupling="paired") == (10_000, 0) == ends(noise)
     assert ends(noise, max_epochs=2) == (2 * len(domains[1]), 0)
+    # and by large UNets in fewer epochs
+    large, little, transformer = (
+        {"max_epochs": MANY_EPOCHS, "velocity_net": to_json(load_config(name))["velocity_net"]}
+        for name in ("small", "tiny", "dit")
+    )
+    assert ends(**large)[1] == DROPOUT and ends(**little)[1] == 0 == ends(**transformer)[1]
+    assert ends(**large, coupling="paired")[1] == 0 == ends(noise, **large)[1]
     # and only they are outvoted where they are wrong
     alike = {"flow_loss_huber": None, "coupling": "structure", "structure_pairing": None}
 
