@@ -3,7 +3,7 @@
 Every figure stands beside its floor (real pictures against real ones) and its ceiling (the untouched input).
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -221,14 +221,9 @@ def _by_name(given: Pictures, known: Pictures, result: Evaluation) -> tuple[Pict
     return Pictures(names, given.pixels[both]), Pictures(names, known.pixels[[place[name] for name in names]])
 
 
-def _batches(flow: Flow, n: int, size: int) -> Iterator[slice]:
-    batch = flow.batch(size, size)
-    return (slice(i, min(i + batch, n)) for i in range(0, n, batch))
-
-
 def _through(flow: Flow, pictures: Uint8, on_batch: Callable[[int, int], None]) -> Uint8:
     out = np.empty_like(pictures)
-    parts = _batches(flow, len(pictures), pictures.shape[1])
+    parts = flow.batches(len(pictures), pictures.shape[2], pictures.shape[1])
     for part, made in flow.side_by_side(lambda part: (part, flow(pictures[part])), parts):
         out[part] = made
         on_batch(part.stop, len(pictures))
@@ -241,7 +236,7 @@ def _generated(flow: Flow, size: int, n: int, on_progress: Callable[[str, int, i
     def sampled(part: slice) -> Uint8:
         return flow.sample(0, range(part.start, part.stop), size, size)
 
-    for made in flow.side_by_side(sampled, _batches(flow, n, size)):
+    for made in flow.side_by_side(sampled, flow.batches(n, size, size)):
         out.append(made)
         on_progress("generating", sum(map(len, out)), n)
     return np.concatenate(out)

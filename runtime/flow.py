@@ -220,6 +220,13 @@ class Flow:
         """How many pictures of this size are best in one call: on a CPU one, and as many calls as there are lanes."""
         return 1 if self._velocity.device == "cpu" else self.at_once(width, height)
 
+    def batches(self, n: int, width: int, height: int) -> Iterator[slice]:
+        """n pictures of this size in parts of `batch`, which on a GPU changes while they are made."""
+        end = 0
+        while end < n:
+            start, end = end, min(end + self.batch(width, height), n)
+            yield slice(start, end)
+
     def at_once(self, width: int, height: int) -> int:
         """How many pictures of this size are under way at once, in one call or several."""
         if self._tile and max(width, height) > self._tile:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,20 +150,14 @@ def _name(seed: int, picture: Picture) -> str:
 def _made(
     flow: Flow, seed: int, pictures: Sequence[Picture], width: int, height: int
 ) -> Generator[Work[Picture], None, None]:
-    def made(group: Sequence[Picture]) -> list[Work[Picture]]:
+    def made(part: slice) -> list[Work[Picture]]:
+        group = pictures[part]
         try:
             return list(zip(group, flow.sample(seed, [p.number for p in group], width, height), strict=True))
         except MediaError as e:
             return [(p, e) for p in group]
 
-    def groups() -> Iterator[Sequence[Picture]]:
-        start = 0
-        while start < len(pictures):
-            end = start + flow.batch(width, height)  # which on a GPU may have changed meanwhile
-            yield pictures[start:end]
-            start = end
-
-    for works in flow.side_by_side(made, groups(), flow.at_once(width, height)):
+    for works in flow.side_by_side(made, flow.batches(len(pictures), width, height), flow.at_once(width, height)):
         yield from works
 
 
