@@ -1,7 +1,7 @@
 """Bundles around tiny velocity graphs whose answers are known, written with onnx.helper."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,23 @@ import onnx
 from onnx import helper, numpy_helper
 from rfp.runtime import Graph, Manifest
 from rfp.runtime.manifest import METADATA_KEY
+from rfp.runtime.network import failure
+from rfp.runtime.velocity import Velocity
 
 MANIFEST = Manifest("test", image_size=32, multiple=8, default_steps=4, domains=("cats", "dogs"))
+
+
+def room_for(most: int, tried: list[int]) -> Callable[..., Any]:
+    """A Velocity's call on a GPU whose memory holds a batch of `most`; `tried` gets the sizes that it is asked for."""
+    call = Velocity.__call__
+
+    def small(self: Velocity, x: Any, t: float) -> Any:
+        tried.append(len(x))
+        if len(x) > most:
+            raise failure("velocity", x.shape, RuntimeError("CUDA error: Out of memory"))
+        return call(self, x, t)
+
+    return small
 
 
 def constant(name: str, value: Any) -> onnx.TensorProto:

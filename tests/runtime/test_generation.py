@@ -5,7 +5,6 @@ from PIL import Image
 from rfp.runtime import FlowOptions, UsageError, generate, load_bundle, translate
 from rfp.runtime import flow as flow_module
 from rfp.runtime import generation as generation_module
-from rfp.runtime.network import failure
 from rfp.runtime.noise import noise
 from rfp.runtime.pixels import to_uint8
 from rfp.runtime.velocity import Velocity
@@ -87,16 +86,9 @@ def test_a_picture_is_the_same_bytes_whatever_the_batch_and_the_count(make, tmp_
 
 def test_out_of_memory_halves_the_batch_and_goes_on(make, tmp_path, monkeypatch):
     """As on a GPU, where pictures share a call."""
-    bundle, call, tried = make(bundles.blur()), Velocity.__call__, []
+    bundle, tried = make(bundles.blur()), []
     generate(bundle, tmp_path / "one", 12, seed=3, batch=1)
-
-    def small(self, x, t):
-        tried.append(len(x))
-        if len(x) > 2:
-            raise failure("velocity", x.shape, RuntimeError("CUDA error: out of memory"))
-        return call(self, x, t)
-
-    monkeypatch.setattr(Velocity, "__call__", small)
+    monkeypatch.setattr(Velocity, "__call__", bundles.room_for(2, tried))
     monkeypatch.setattr(flow_module.Flow, "batch", flow_module.Flow.at_once)
     report = generate(bundle, tmp_path / "many", 12, seed=3, batch=8, threads=1)
     assert len(report.done) == 12 and not report.failed and tried[:4] == [8, 4, 2, 2]
