@@ -24,10 +24,10 @@ import torch
 from PIL import Image
 from rfp.train.config import RFPix2pixModel
 from rfp.train.job import Job
-from rfp.train.plan import memory, parameters
+from rfp.train.plan import memory
 from rfp.train.reading import load_config, presets
 from rfp.train.training import train
-from rfp.train.velocity_net import build_velocity_net
+from rfp.train.velocity_net import build_velocity_net, parameters
 
 GIB = 2**30
 

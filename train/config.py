@@ -69,7 +69,8 @@ class RFPix2pixModel(Strict):
         None,
         description="Share of the features inside each block of the velocity net that training leaves out, drawn anew "
         "for every picture: it learns fewer partners by heart. `null` is 0.3 for a UNet of more than 4 million "
-        "parameters and where pictures are drawn more than 50 times, else 0, as from noise and for pairs by name.",
+        "parameters, and for any net where pictures are drawn more than 50 times; else 0, and always so from noise and "
+        "for pairs by name.",
     )
     weight_decay: Weight = Field(0.0, description="Decoupled weight decay.")
     gradient_clip: Annotated[float, Field(gt=0)] = Field(1.0, description="Largest norm of the gradient.")
@@ -306,8 +307,7 @@ class RFPix2pixModel(Strict):
                 "distill_steps follows another flow, adversarial_weight real pictures: set one of the two to 0 or null"
             )
             problems.append((("distill_steps", "adversarial_weight"), about))
-        side = self.max_size // self.codec.factor
-        if self.adversarial_weight and side < 8:
+        if self.adversarial_weight and (side := self.latent_shape[-1]) < 8:
             about = f"adversarial_weight: its critic wants a side of 8 or more; max_size {self.max_size} gives {side}"
             problems.append((("adversarial_weight", "max_size", "codec"), about))
         if self.distill_perceptual_weight and (self.distill_perceptual_weights is None or self.codec.latents):

@@ -21,7 +21,7 @@ from .perceptual import build_perceptual
 from .re_pairing import turns
 from .run import Reporter, Run
 from .saliency import build_saliency_net, resnet_weights
-from .velocity_net import build_velocity_net
+from .velocity_net import build_velocity_net, parameters
 
 
 def plan(job: Job, report: Reporter) -> list[str]:
@@ -115,11 +115,6 @@ def kept(run: Run, phase: str) -> str:
     if phase in run.parts:
         return "from other weights: " if phase == "velocity" else "taken as it is: "
     return "trained already: " if run.finished(phase) else ""
-
-
-def parameters(net: nn.Module) -> int:
-    """How many numbers a net learns."""
-    return sum(p.numel() for p in net.parameters())
 
 
 def memory(config: RFPix2pixModel) -> int:

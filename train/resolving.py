@@ -18,8 +18,7 @@ from .domains import Domain
 from .net_config import UNetConfig
 from .noise import Noise
 from .sides import colourfulness
-from .unet import UNet
-from .velocity_net import build_velocity_net
+from .velocity_net import build_velocity_net, parameters
 
 EPOCHS, MOST_EPOCHS = 12, 75
 """So often is a picture drawn, and so often at most for `STEPS` or by a critic: more is learned by heart."""
@@ -88,8 +87,7 @@ def resolved(
 
 def _large(config: RFPix2pixModel) -> bool:
     with torch.device("meta"):
-        net = build_velocity_net(config)
-    return isinstance(net, UNet) and sum(w.numel() for w in net.parameters()) > LARGE_NET
+        return isinstance(config.velocity_net, UNetConfig) and parameters(build_velocity_net(config)) > LARGE_NET
 
 
 def idle(config: RFPix2pixModel) -> list[str]:
@@ -137,7 +135,7 @@ def _critic(
     note: Callable[[str], None],
 ) -> dict[str, Any]:
     """What to change where the config leaves open whether a critic ends the training; as it was where it goes on."""
-    if isinstance(domain0, Noise) or config.distill_steps or config.max_size // config.codec.factor < 8:
+    if isinstance(domain0, Noise) or config.distill_steps or config.latent_shape[-1] < 8:
         return {"adversarial_weight": 0.0}  # as its check allows no other there
     if weights:
         before = weights.config.adversarial_weight or 0.0

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..runtime.euler import integrate
 from .config import RFPix2pixModel
@@ -25,6 +25,11 @@ def build_velocity_net(config: RFPix2pixModel) -> VelocityNet:
             return UNet(net, config.channels, dropout)
         case DiTConfig() as net:
             return DiT(net, config.channels, dropout)
+
+
+def parameters(net: nn.Module) -> int:
+    """How many numbers a net learns."""
+    return sum(p.numel() for p in net.parameters())
 
 
 def follow(v: Callable[[Tensor, Tensor], Tensor], x: Tensor, steps: int, t0: float = 0.0, t1: float = 1.0) -> Tensor:

@@ -10,9 +10,8 @@ from rfp.cli.main import app
 from rfp.train import checkpoint as ckpt
 from rfp.train.config import RFPix2pixModel, to_json
 from rfp.train.net_config import UNetConfig
-from rfp.train.plan import parameters
 from rfp.train.reading import load_config, presets
-from rfp.train.velocity_net import build_velocity_net
+from rfp.train.velocity_net import build_velocity_net, parameters
 from trainings import draw_domains
 from typer.testing import CliRunner
 
