@@ -85,14 +85,20 @@ class FilmOptions:
     def __post_init__(self) -> None:
         if self.compare not in (None, "side", "wipe"):
             raise UsageError(f"compare is {self.compare!r}; wanted side or wipe")
+        if self.crf is not None and not _is_number(self.crf):
+            raise UsageError(f"crf is {self.crf!r}; wanted a number")
         for name, value in (("start", self.start), ("end", self.end)):
-            if value is not None and not 0 <= value < 1e9:
-                raise UsageError(f"{name} is {value}; wanted seconds from 0 on")
+            if value is not None and not (_is_number(value) and 0 <= value < 1e9):
+                raise UsageError(f"{name} is {value!r}; wanted seconds from 0 on")
         if self.end is not None and self.end <= (self.start or 0):
             raise UsageError(f"end is {self.end} s, and start {self.start or 0} s; wanted an end after the start")
 
 
 AS_IT_IS = FilmOptions()
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def in_range(name: str, value: object, low: int, high: int, *others: object) -> None:
@@ -145,7 +151,11 @@ class FolderOptions:
 
     def __post_init__(self) -> None:
         in_range("limit", self.limit, 1, 1 << 62, None)
+        if not _is_number(self.settled):
+            raise UsageError(f"settled is {self.settled!r}; wanted seconds")
         if self.shard is not None:
+            if not isinstance(self.shard, tuple) or len(self.shard) != 2:
+                raise UsageError(f"shard is {self.shard!r}; wanted two numbers, which part and of how many")
             i, n = self.shard
             in_range("shard's number of parts", n, 1, 1_000_000)
             in_range("shard", i, 1, n)

@@ -1,7 +1,9 @@
 """`--report`: one HTML file that needs no other, with a slider between each input and its translation."""
 
 import base64
+import errno
 import html
+import os
 from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -55,9 +57,15 @@ document.addEventListener("input", event => {
 
 
 def check_page(file: Path) -> None:
-    """Raise UsageError where `file` is there and no such page: it would be overwritten."""
+    """Raise UsageError where `file` is there and no such page, or cannot be written: before all is translated."""
     if file.is_dir():
         raise UsageError(f"{file}: is a folder; --report wants the name of an HTML file")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(file.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as e:
+        raise UsageError(f"{file}: no file can be made there ({e.strerror}); choose another name for --report") from e
     if file.exists():
         with file.open("rb") as f:
             if _MARK.encode() not in f.read(4096):

@@ -48,6 +48,15 @@ def test_only_an_earlier_page_is_replaced(page, tmp_path):
     assert (tmp_path / "mine.html").read_text() == "mine"
 
 
+def test_a_page_that_cannot_be_written_is_said_before_anything_is_translated(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    bundles.write_bundle(tmp_path / "b", bundles.towards(-1), default_steps=1)
+    Image.new("RGB", (48, 64)).save(tmp_path / "a.png")
+    refused = CliRunner().invoke(app, ["translate", "b", "a.png", "-o", "out", "--report", "a.png/page.html"])
+    assert refused.exit_code == 2 and "a.png/page.html: no file can be made there" in refused.stderr
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.extra
 def test_the_slider_uncovers_the_input_in_chromium(page, tmp_path):
     webdriver = pytest.importorskip("selenium.webdriver", reason="pip install selenium")

@@ -1,6 +1,7 @@
 """The runtime as a library: arrays in their order, pickled, watching, and on Ray."""
 
 import pickle
+import re
 import threading
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ import bundles
 import numpy as np
 import pytest
 from PIL import Image
-from rfp.runtime import FlowOptions, MediaError, Translator, UsageError, translate
+from rfp.runtime import FilmOptions, FlowOptions, FolderOptions, MediaError, Translator, UsageError, translate
 from rfp.runtime import watch as watch_module
 from rfp.runtime.flow import Flow
 from rfp.runtime.watch import watch
@@ -69,6 +70,23 @@ def test_wrong_pictures_are_said_so(bundle):
     for wrong in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), Image.new("RGB", (0, 4))):
         with pytest.raises(MediaError, match="wanted uint8"):
             list(Translator(bundle).images([wrong]))
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda: FilmOptions(start="3"), "start is '3'; wanted seconds"),
+        (lambda: FilmOptions(end=True), "end is True; wanted seconds"),
+        (lambda: FilmOptions(crf="20"), "crf is '20'; wanted a number"),
+        (lambda: FolderOptions(shard=3), "shard is 3; wanted two numbers"),
+        (lambda: FolderOptions(shard=("1", "2")), "shard's number of parts is '2'"),
+        (lambda: FolderOptions(settled="1"), "settled is '1'; wanted seconds"),
+        (lambda: FlowOptions(steps="4"), "steps is '4'; wanted 1 to 10000"),
+    ],
+)
+def test_options_of_the_wrong_type_are_said_so(made, said):
+    with pytest.raises(UsageError, match=re.escape(said)):
+        made()
 
 
 def test_a_video_is_written_and_never_over_another_unasked(bundle, tmp_path):
