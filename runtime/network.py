@@ -4,8 +4,9 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import cached_property
+from contextlib import contextmanager, redirect_stdout
+from functools import cache, cached_property
+from io import StringIO
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -58,8 +59,12 @@ def open_session(
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the codecs need the cores between calls
     providers: list[Any] = [provider] if provider == DEVICES["cpu"] else [provider, DEVICES["cpu"]]
+    missing = ""
     if provider == DEVICES["cuda"]:
-        ort.preload_dlls()  # CUDA's libraries may have come with pip
+        ort.set_default_logger_severity(4)
+        with redirect_stdout(StringIO()) as said:  # where it prints what it does not find
+            ort.preload_dlls()  # CUDA's libraries may have come with pip
+        missing = said.getvalue().partition("\n")[0]
         providers[0] = provider, _CUDA
     try:
         session = ort.InferenceSession(model, options, providers=providers)
@@ -70,9 +75,8 @@ def open_session(
     except Exception as e:  # ONNX Runtime's errors share no base below Exception; a text that is no UTF-8 is one more
         raise BundleError(f"{path}: ONNX Runtime cannot load this graph ({_first_line(e)}); export it again") from e
     if provider not in session.get_providers():  # ONNX Runtime only logs it and goes on with the CPU
-        raise UsageError(
-            f"{provider} could not start (is its driver or library missing?); --device cpu works everywhere"
-        )
+        why = missing or "is its driver or library missing?"
+        raise UsageError(f"{provider} could not start ({why}); --device cpu works everywhere")
     return session
 
 
@@ -215,12 +219,12 @@ def cores() -> int:
 
 
 def choose_device(device: str) -> str:
-    """`auto` → cuda where ONNX Runtime has it, else cpu; a device asked for by name is that or an error."""
+    """`auto` → cuda where ONNX Runtime has it and it starts, else cpu; one asked for by name is that or an error."""
     import onnxruntime as ort
 
     available: Sequence[str] = ort.get_available_providers()
     if device == "auto":
-        return "cuda" if DEVICES["cuda"] in available else "cpu"
+        return "cuda" if DEVICES["cuda"] in available and not cuda_problem() else "cpu"
     if device not in DEVICES:
         raise UsageError(f"device {device!r} is not known; wanted auto, {', '.join(DEVICES)}")
     if DEVICES[device] not in available:
@@ -232,6 +236,21 @@ def choose_device(device: str) -> str:
             f"device {device!r} is not in this ONNX Runtime ({', '.join(available)}){install.get(device, '')}"
         )
     return device
+
+
+@cache
+def cuda_problem() -> str:
+    """Why CUDA does not start here, as without a driver, where ONNX Runtime has its part of it; else nothing."""
+    import onnxruntime as ort
+
+    from .resident import STEP_GRAPH, STEP_NAME  # which needs this module
+
+    if DEVICES["cuda"] in ort.get_available_providers():
+        try:
+            open_session(STEP_GRAPH, STEP_NAME, provider=DEVICES["cuda"])
+        except UsageError as e:
+            return str(e).partition(";")[0]
+    return ""
 
 
 def _tensors(axes: dict[str, int]) -> dict[str, tuple[str, int]]:

@@ -8,7 +8,7 @@ import numpy as np
 from .bundle import Bundle
 from .coreml import Package
 from .errors import BundleError
-from .network import DEVICES, Network, open_session
+from .network import DEVICES, Network, cuda_problem, open_session
 from .norms import Norms
 from .pixels import Float
 from .resident import STEP_GRAPH, STEP_NAME, Device, State
@@ -37,7 +37,8 @@ class Velocity:
         self.batch = self.cores if self.device == "cpu" else 16
         """How many images are best passed at once, memory aside."""
         threads_said = f", {self.cores} thread{'s' if self.cores > 1 else ''}" if self.device == "cpu" else ""
-        self.said = f"{self.device}{threads_said}"
+        problem = cuda_problem() if device == "auto" and self.device == "cpu" else ""
+        self.said = f"{self.device}{threads_said}{problem and f'; {problem}'}"
         """What is used, for a person to read."""
 
     def work(self) -> AbstractContextManager[None]:

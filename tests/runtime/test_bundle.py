@@ -8,7 +8,7 @@ import onnx
 import pytest
 from rfp.runtime import BundleError, Graph, Manifest, UsageError, load_bundle
 from rfp.runtime.manifest import Latent
-from rfp.runtime.network import open_session
+from rfp.runtime.network import cuda_problem, open_session
 from rfp.runtime.velocity import Velocity
 
 
@@ -248,6 +248,24 @@ def test_a_device_that_is_not_there_is_an_error_never_the_cpu(folder):
         if provider not in ort.get_available_providers():
             with pytest.raises(UsageError, match=device):
                 Velocity(bundle, device)
+
+
+def test_auto_takes_the_cpu_where_cuda_does_not_start_and_says_why(folder, monkeypatch, capsys):
+    import onnxruntime as ort
+
+    real = ort.InferenceSession
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(ort, "preload_dlls", lambda: print("Failed to load libcublas.so.13"))
+    monkeypatch.setattr(ort, "InferenceSession", lambda model, options, providers: real(model, options, providers[1:]))
+    cuda_problem.cache_clear()
+    try:
+        velocity = Velocity(load_bundle(folder), "auto")
+        assert velocity.device == "cpu" and "could not start (Failed to load libcublas.so.13)" in velocity.said
+        with pytest.raises(UsageError, match=r"libcublas.so.13\); --device cpu works"):
+            Velocity(load_bundle(folder), "cuda")
+    finally:
+        cuda_problem.cache_clear()
+    assert capsys.readouterr().out == ""  # where --json stands
 
 
 def test_a_gpu_looks_for_no_convolution_anew_where_it_meets_a_new_size(folder, monkeypatch):
