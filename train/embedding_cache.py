@@ -167,7 +167,8 @@ class EmbeddingCache:
 
 
 def _place(media: Media) -> tuple[str, str]:
-    return str(media.path.resolve()), media.member or ""
+    path = str(media.path.resolve()).encode("utf-8", "backslashreplace")  # SQLite takes no name that is no text
+    return path.decode(), media.member or ""
 
 
 def _stamp(media: Media) -> tuple[int, int]:

@@ -130,7 +130,7 @@ def survey(media: Media, size: int, stride: int) -> Survey:
 def _key(media: Media, size: int, stride: int) -> str:
     stat = media.path.stat()
     identity = f"{VERSION}|{media.path.resolve()}|{media.member}|{stat.st_size}|{stat.st_mtime_ns}|{size}|{stride}"
-    return hashlib.md5(identity.encode(), usedforsecurity=False).hexdigest()
+    return hashlib.md5(identity.encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()
 
 
 def _cached(base: Path) -> Film | None:

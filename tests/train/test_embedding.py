@@ -191,6 +191,13 @@ def test_a_file_that_vanished_is_no_ones_content(work, folder):
     assert len(rows(folder, "embeddings")) == 6 and len(rows(folder, "files")) == 6
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names that are no text are Linux's")
+def test_a_picture_whose_name_is_no_text_is_kept_as_others_are(work, folder):
+    (work / "dark" / "1.png").rename(work / "dark" / os.fsdecode(b"caf\xe9.png"))
+    domain = open_domain([work / "dark"], 16)
+    assert [run(domain, folder)[1] for _ in range(2)] == [7, 0] and len(rows(folder, "files")) == 7
+
+
 @pytest.mark.parametrize("damage", ["text", "page", "cut"])
 def test_a_damaged_cache_is_set_aside_and_training_goes_on(work, folder, damage):
     domain = open_domain([work / "dark"], 16)

@@ -84,6 +84,13 @@ def test_videos_of_one_zip_and_of_one_name_after_another_are_kept_apart(tmp_path
     assert len(open_domain([long], 16)) == 2
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names that are no text are Linux's")
+def test_a_video_whose_name_is_no_text_is_decoded_once(tmp_path, cache):
+    video = write_video(tmp_path / "v.mp4", [0, 40]).rename(tmp_path / os.fsdecode(b"caf\xe9.mp4"))
+    assert numbers(open_domain([video], 16)) == numbers(open_domain([video], 16)) == [0, 1]
+    assert len(list(cache.rglob("*.rgb"))) == 1
+
+
 @pytest.mark.parametrize("rotation", [90, 180, -90])
 def test_a_turned_video_is_upright(tmp_path, rotation):
     plain = open_domain([write_video(tmp_path / "a.mp4", [0])], 48).read(0)
