@@ -21,7 +21,7 @@ import av
 import numpy as np
 
 from ..runtime.errors import MediaError, UsageError
-from ..runtime.files import lock, read_small, write_aside, write_json
+from ..runtime.files import aside, lock, read_small, write_aside, write_json
 from ..runtime.frames import look, open_video, read
 from ..runtime.media import Media
 from ..runtime.pixels import Uint8
@@ -175,6 +175,8 @@ def _open(
 def _decode(media: Media, found: Survey, cache: FrameCache, base: Path, tell: Callable[[str], None]) -> None:
     """Write a film's frames as they come: its length takes no memory. Whoever calls this has its lock alone."""
     folder, need = base.parent, found.bytes
+    for left in (base.with_suffix(".rgb"), aside(base.with_suffix(".rgb"))):  # by a process that was killed
+        left.unlink(missing_ok=True)  # it would take the room of this one
     _make_room(folder, need, cache.limit, tell)
     tell(f"decoding about {found.frames:,} frames of {media}: {need / GIGABYTE:.2f} GB in {folder}")
     count, written, problem = 0, 0, ""

@@ -272,6 +272,17 @@ def test_what_a_killed_process_left_counts_once_and_makes_room(tmp_path, cache):
     assert not left.exists()
 
 
+@pytest.mark.parametrize("left", [".{}.partial.rgb", "{}.rgb"])
+def test_what_a_killed_process_left_of_a_film_takes_no_room_from_that_film(tmp_path, cache, left):
+    one, video = 10 * 20 * 27 * 3, write_video(tmp_path / "v.mp4", range(0, 400, 40))
+    open_domain([video], 16)
+    forget_locks()
+    (kept,) = cache.rglob("*.rgb")
+    kept.rename(kept.with_name(left.format(kept.stem)))
+    kept.with_suffix(".json").unlink()
+    assert len(open_domain([video], 16, cache=FrameCache(limit=one))) == 10
+
+
 def test_the_length_of_a_film_takes_no_memory(tmp_path):
     most = []
     for frames in (40, 400):
