@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,31 +85,33 @@ def open_films(
         UsageError: they do not fit, or the cache folder cannot be written.
     """
     folder = cache_folder() / "frames"
+    bases = {media: folder / _key(media, size, cache.stride) for media in videos}
     surveys: dict[Media, Survey | MediaError] = {}
-    for media in videos:
-        if _cached(folder / _key(media, size, cache.stride)) is None:
+    for media, base in bases.items():
+        if _cached(base) is None:
             try:
                 surveys[media] = survey(media, size, cache.stride)
             except MediaError as e:
                 surveys[media] = e
     need = sum(s.bytes for s in surveys.values() if isinstance(s, Survey))
     if need:
-        _make_room(folder, need, cache.limit, tell, dry_run=True)
-    films: list[Film | MediaError] = []
-    for media in videos:
+        there = {base.with_suffix(".rgb") for media, base in bases.items() if media not in surveys}
+        _make_room(folder, need, cache.limit, tell, dry_run=True, wanted=there)
+    films: dict[Media, Film | MediaError] = {}
+    for media in sorted(videos, key=surveys.__contains__):  # those that are there first, or room would be made of them
         found = surveys.get(media)
         try:
             if isinstance(found, MediaError):
-                films.append(found)
-            elif cache.dry_run and (film := _cached(folder / _key(media, size, cache.stride))):
-                films.append(film)
+                films[media] = found
+            elif cache.dry_run and (film := _cached(bases[media])):
+                films[media] = film
             elif cache.dry_run and found:
-                films.append(Film(np.broadcast_to(np.uint8(0), (found.frames, found.height, found.width, 3))))
+                films[media] = Film(np.broadcast_to(np.uint8(0), (found.frames, found.height, found.width, 3)))
             else:
-                films.append(_open(media, size, cache, folder, found, tell))
+                films[media] = _open(media, size, cache, bases[media], found, tell)
         except MediaError as e:
-            films.append(e)
-    return films, need
+            films[media] = e
+    return [films[media] for media in videos], need
 
 
 def survey(media: Media, size: int, stride: int) -> Survey:
@@ -147,10 +149,10 @@ def _cached(base: Path) -> Film | None:
 
 
 def _open(
-    media: Media, size: int, cache: FrameCache, folder: Path, found: Survey | None, tell: Callable[[str], None]
+    media: Media, size: int, cache: FrameCache, base: Path, found: Survey | None, tell: Callable[[str], None]
 ) -> Film:
     """Map a film, after decoding it where nobody else has. Raises MediaError, UsageError."""
-    base = folder / _key(media, size, cache.stride)
+    folder = base.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if base not in _held:
@@ -206,8 +208,16 @@ _WAYS_OUT = (
 )
 
 
-def _make_room(folder: Path, need: int, limit: int, tell: Callable[[str], None], dry_run: bool = False) -> None:
+def _make_room(
+    folder: Path,
+    need: int,
+    limit: int,
+    tell: Callable[[str], None],
+    dry_run: bool = False,
+    wanted: Container[Path] = (),
+) -> None:
     """Drop films that nobody uses, the least recently used first, until `need` more bytes fit; with `dry_run` none.
+    Those that are `wanted` stay.
 
     Raises:
         UsageError: they would not fit even so; then none is dropped.
@@ -221,7 +231,7 @@ def _make_room(folder: Path, need: int, limit: int, tell: Callable[[str], None],
     over, idle = max(used + need - limit, need - free), dict[Path, int]()
     try:
         for path, stat in sorted(stats, key=lambda entry: entry[1].st_mtime_ns):
-            if over > 0 and (fd := _idle(path)) is not None:
+            if over > 0 and path not in wanted and (fd := _idle(path)) is not None:
                 idle[path] = fd
                 over -= stat.st_size
         if over > 0:

@@ -173,6 +173,22 @@ def test_films_beyond_the_limit_are_refused_before_any_is_decoded(tmp_path, cach
     assert len(open_domain([tmp_path / "d"], 16, cache=FrameCache(1, 3 * one))) == 30
 
 
+def test_room_is_never_made_of_films_that_are_wanted_beside_the_one_that_needs_it(tmp_path, cache):
+    new, there, other = (write_video(tmp_path / f"{n}.mp4", range(0, 400, 40)) for n in range(3))
+    one = 10 * 20 * 27 * 3
+    for film in (there, other):
+        open_domain([film], 16)
+    forget_locks()
+    kept = sorted(cache.rglob("*.rgb"))
+    for dry_run in (True, False):
+        with pytest.raises(UsageError, match="frame_cache_gigabytes"):  # before anything is decoded or dropped
+            open_domain([new, there], 16, cache=FrameCache(1, 2 * one - 1, dry_run))
+        assert sorted(cache.rglob("*.rgb")) == kept
+    notes = []
+    assert numbers(open_domain([new, there], 16, 0, notes.append, FrameCache(limit=2 * one))) == 2 * list(range(10))
+    assert [note.split()[0] for note in notes] == ["dropping", "decoding"]
+
+
 def test_a_film_that_has_more_frames_than_were_counted_stops_at_the_limit(tmp_path, cache, monkeypatch):
     video = write_video(tmp_path / "v.mp4", range(0, 4000, 40))
     monkeypatch.setattr(frame_cache, "survey", lambda *args: frame_cache.Survey(1, 20, 27))
