@@ -71,7 +71,7 @@ def cache_folder() -> Path:
         return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData/Local")) / "rfp/cache"
     if os.uname().sysname == "Darwin":
         return Path.home() / "Library/Caches/rfp"
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rfp"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rfp"  # an empty one is as none
 
 
 def open_films(

@@ -41,6 +41,18 @@ def forget_locks():
     frame_cache._held.clear()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="where Linux keeps caches")
+def test_the_cache_lies_where_rfp_or_the_desktop_says_and_what_is_empty_says_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    places = (("~/a", "/b", "a"), ("", str(tmp_path / "b"), "b/rfp"), ("", "", ".cache/rfp"))
+    for rfp, desktop, wanted in places:
+        monkeypatch.setenv("RFP_CACHE", rfp)
+        monkeypatch.setenv("XDG_CACHE_HOME", desktop)
+        assert cache_folder() == tmp_path / wanted
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == tmp_path / ".cache/rfp"
+
+
 def test_a_video_is_all_of_its_frames_in_order_whatever_their_times(tmp_path):
     times = np.cumsum([1, 40, 40, 7, 333, 40, 12, 90] * 4).tolist()
     video = write_video(tmp_path / "v.mp4", times)
