@@ -167,11 +167,12 @@ def _open(
             lock(_held[base], shared=False)
             if not _cached(base):
                 _decode(media, found or survey(media, size, cache.stride), cache, base, tell)
-    except MediaError:
-        os.close(_held.pop(base))  # or others who want the film would wait until this training ends
+    except BaseException as e:
+        if base in _held:
+            os.close(_held.pop(base))  # or others who want the film would wait until this process ends
+        if isinstance(e, OSError):
+            raise UsageError(f"{folder}: the frames of {media} cannot be kept there: {e}; {_WAYS_OUT}") from e
         raise
-    except OSError as e:
-        raise UsageError(f"{folder}: the frames of {media} cannot be kept there: {e}; {_WAYS_OUT}") from e
 
 
 def _decode(media: Media, found: Survey, cache: FrameCache, base: Path, tell: Callable[[str], None]) -> None:

@@ -288,6 +288,19 @@ def test_a_film_without_frames_is_left_to_others(tmp_path, cache, monkeypatch):
         assert lock(other.fileno(), shared=False, wait=False)
 
 
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_film_whose_decoding_was_given_up_is_left_to_others(tmp_path, cache, monkeypatch, error):
+    def given_up(*args):
+        raise error
+
+    monkeypatch.setattr(frame_cache, "write_json", given_up)
+    with pytest.raises((UsageError, KeyboardInterrupt)):
+        open_domain([write_video(tmp_path / "a.mp4", [0, 40])], 16)
+    (name,) = (cache / "frames").glob("*.lock")
+    with name.open("r+") as other:
+        assert lock(other.fileno(), shared=False, wait=False)
+
+
 def test_what_a_killed_process_left_counts_once_and_makes_room(tmp_path, cache):
     one = 10 * 20 * 27 * 3
     left = cache / "frames" / ".0123.partial.rgb"
