@@ -5,6 +5,7 @@ The folder stays a bundle, so `rfp translate` takes it too. Nothing in it names 
 
 import base64
 import hashlib
+import json
 import shutil
 import subprocess
 import tarfile
@@ -88,12 +89,23 @@ def _npm_pack(folder: Path, kept: Path) -> Path:
             f"a page needs {PACKAGE} {VERSION}, which npm fetches once, and npm is not installed: "
             f"install Node.js (https://nodejs.org), {by_hand}"
         )
-    command = [npm, "pack", f"{PACKAGE}@{VERSION}", "--pack-destination", str(folder), "--ignore-scripts", "--silent"]
+    options = ["--pack-destination", str(folder), "--ignore-scripts", "--silent", "--json"]  # errors in JSON alone
+    command = [npm, "pack", f"{PACKAGE}@{VERSION}", *options]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode or not (folder / TARBALL).is_file():
-        reason = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
-        raise ExportError(f"npm could not fetch {PACKAGE} {VERSION} ({reason}); try again with a network, {by_hand}")
+        reason = _summary(done.stdout) or _summary(done.stderr) or done.stderr.strip() or f"exit code {done.returncode}"
+        raise ExportError(
+            f"npm could not fetch {PACKAGE} {VERSION} ({reason.splitlines()[-1]}); try again with a network, {by_hand}"
+        )
     return folder / TARBALL
+
+
+def _summary(said: str) -> str:
+    """What npm itself calls the summary of its error, of JSON on stdout or, by old versions, on stderr."""
+    try:
+        return str(json.loads(said)["error"]["summary"]).strip()
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 def _verify(path: Path) -> None:

@@ -154,6 +154,11 @@ def test_npm_fetches_the_pinned_version_once(tmp_path, package, monkeypatch):
     assert web.web_runtime(notes.append) == kept and len(notes) == 1
 
 
+NPM_SAYS = json.dumps(
+    {"error": {"code": "E", "summary": "FetchError: no route to the registry", "detail": ""}}, indent=2
+)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="the stand-in for npm is a Unix script")
 @pytest.mark.parametrize(
     ("code", "message"),
@@ -161,6 +166,9 @@ def test_npm_fetches_the_pinned_version_once(tmp_path, package, monkeypatch):
         ("sys.exit('npm error network: no route to the registry')", "no route to the registry"),
         (f"(folder / {web.TARBALL!r}).write_text('another thing')", "is not onnxruntime-web"),
         ("", "exit code 0"),
+        (f"print({NPM_SAYS!r})\nsys.exit(1)", r"\(FetchError: no route to the registry\)"),
+        (f"sys.exit({NPM_SAYS!r})", r"\(FetchError: no route to the registry\)"),  # as old versions do
+        ("print('{\"error\": null}')\nsys.exit(1)", r"\(exit code 1\)"),
     ],
 )
 def test_what_npm_cannot_fetch_is_an_error_and_is_not_kept(tmp_path, package, monkeypatch, code, message):
@@ -168,6 +176,15 @@ def test_what_npm_cannot_fetch_is_an_error_and_is_not_kept(tmp_path, package, mo
     with pytest.raises(ExportError, match=message):
         web.web_runtime()
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+@pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed")
+def test_npm_that_finds_no_registry_says_why(tmp_path, package, monkeypatch):
+    settings = {"registry": "http://127.0.0.1:9", "fetch_retries": "0", "cache": str(tmp_path)}
+    for name, value in settings.items():
+        monkeypatch.setenv(f"npm_config_{name}", value)
+    with pytest.raises(ExportError, match=r"\(.*ECONNREFUSED.*\); try again with a network"):
+        web.web_runtime()
 
 
 def test_without_npm_the_error_says_both_ways_to_go_on(tmp_path, package, monkeypatch):
