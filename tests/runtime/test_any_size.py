@@ -11,7 +11,7 @@ from rfp.runtime.codec import Identity
 from rfp.runtime.flow import Flow
 from rfp.runtime.network import Network
 from rfp.runtime.tiling import starts, tiled
-from rfp.runtime.upscale import given_back, resized
+from rfp.runtime.upscale import enlarged, given_back, resized
 from rfp.runtime.velocity import Velocity
 
 
@@ -53,6 +53,27 @@ def test_residual_adds_to_each_channel_its_own_and_without_steps():
     wanted = 5 * ((np.arange(64) + 0.5) / 4 - 0.5)  # centres of pixels
     assert np.abs(out[:, 8:-8, 0] - wanted[8:-8]).max() < 0.4  # rounded
     assert not out[..., 1].any() and (out[..., 2] == -30).all()
+
+
+def test_pictures_are_resized_by_lanczos_from_whole_pixels_averaged_to_three_times_that():
+    image = Image.fromarray(picture(7, 192, 288))
+    for size, near in (
+        ((120, 80), image),
+        ((36, 24), image.reduce(2)),
+        ((24, 16), image.reduce(4)),
+        ((301, 200), image),
+    ):
+        wanted = np.asarray(near.resize(size, Image.Resampling.LANCZOS))
+        np.testing.assert_array_equal(resized(np.asarray(image), size), wanted)
+
+
+def test_what_the_flow_added_is_enlarged_as_smoothly_as_a_parabola_and_averaged_where_it_becomes_smaller():
+    """Of which the bicubic of Pillow, a = −½, is exact away from the edges, at the centres of pixels."""
+    y, x = np.mgrid[:12, :16].astype(np.float32)
+    parabola = lambda y, x: 3 * (x - 7) ** 2 - 2 * (y - 5) ** 2 + x * y  # noqa: E731
+    (high, low), large = ((np.arange(4 * n) + 0.5) / 4 - 0.5 for n in (12, 16)), enlarged(parabola(y, x), (64, 48))
+    np.testing.assert_allclose(large[8:-8, 8:-8], parabola(high[:, None], low)[8:-8, 8:-8], atol=1e-3)
+    assert np.abs(enlarged((x + y) % 2 * 200 - 100, (4, 3))).max() < 10
 
 
 def test_none_is_the_flows_own_size_and_the_others_the_inputs(tmp_path):

@@ -98,6 +98,23 @@ def test_less_is_carried_on_the_more_five_by_five_pixels_change():
         np.testing.assert_array_equal(steady(now, now), now + wanted)
 
 
+def test_frames_are_steadied_as_the_formula_says_up_to_the_edges_and_to_black_and_white():
+    """Unrounded and pixel by pixel; half of the translations lie at the ends of the range, beyond which s may lead."""
+    rng = np.random.default_rng(2)
+    frames = np.clip(FRAME + rng.integers(-20, 21, (6, 16, 20, 3)) * (rng.random((6, 16, 20, 1)) < 0.5), 0, 255)
+    made = np.clip(rng.integers(-128, 384, frames.shape), 0, 255)
+    wanted = [kept := made[0] - frames[0].astype(float)]
+    for now, before, to in zip(frames[1:], frames, made[1:], strict=False):
+        change = np.pad(np.abs(now - before).mean(axis=2), 2, mode="edge")
+        near = np.array([[change[y : y + 5, x : x + 5].mean() for x in range(20)] for y in range(16)])
+        kept = kept + (1 - 0.8 * np.maximum(1 - near / 24, 0))[..., None] * (to - now - kept)
+        wanted.append(kept)
+    out = Steady(0.8)(frames.astype(np.uint8), made.astype(np.uint8))
+    exact = frames + wanted
+    assert (exact < -1).any() and (exact > 256).any()
+    assert np.abs(out - np.clip(exact, 0, 255)).max() < 0.501
+
+
 def test_what_changes_by_two_grey_levels_is_still_and_by_three_is_not():
     frames, out = np.zeros((2, 2, 4, 3), np.uint8), np.zeros((2, 2, 4, 3), np.uint8)
     frames[1], out[1] = (np.array(levels, np.uint8)[:, None, None] for levels in ((2, 3), (5, 9)))
