@@ -28,7 +28,7 @@ class View:
     def repeat(self, place: float, offset: float, period: float, margin: float = 0.3) -> list[float]:
         """Every x in the frame, or within `margin` of it, at which `place` of a panorama slid by `offset` shows."""
         x = (place - offset + margin) % period - margin
-        return [x + k * period for k in range(int((self.aspect + margin - x) / period) + 1)]
+        return [x + k * period for k in range(int((self.aspect + margin - x) // period) + 1)]
 
 
 def mix(a: Float, b: Float, t: Float) -> Float:

@@ -6,6 +6,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+from rfp.cli.canvas import SPECTRUM, View, lay, noise, tri
 from rfp.cli.demo_data import FPS, SECONDS, demo_scenes, write_demo_data
 from rfp.cli.scenes import draw_scene, render
 from rfp.runtime.errors import UsageError
@@ -137,3 +138,43 @@ def test_data_that_stands_is_kept_and_other_folders_are_not_replaced(data, tmp_p
     with pytest.raises(UsageError, match="not replaced"):
         write_demo_data(tmp_path, train=5, test=2, size=SIZE)
     assert (tmp_path / "holiday.png").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize(
+    ("size", "period", "margin"), [((64, 64), 1.45, 0.12), ((64, 112), 0.4, 0.3), ((64, 16), 3, 0)]
+)
+def test_a_place_of_a_panorama_shows_wherever_it_comes_round_in_the_frame_and_nowhere_else(size, period, margin):
+    view = View(*size)
+    for offset in np.random.default_rng(0).uniform(-3, 3, 50):
+        everywhere = 0.3 - offset + period * np.arange(-40, 40)
+        wanted = everywhere[(everywhere >= -margin) & (everywhere <= view.aspect + margin)]
+        np.testing.assert_allclose(view.repeat(0.3, offset, period, margin), wanted, atol=1e-9)
+
+
+def test_the_grid_is_of_the_middles_of_pixels_in_picture_heights():
+    view = View(4, 6)
+    assert (view.y.ravel().tolist(), view.x.tolist()) == (
+        [i / 8 for i in (1, 3, 5, 7)],
+        [i / 8 for i in range(1, 12, 2)],
+    )
+
+
+@pytest.mark.parametrize("kind", SPECTRUM)
+def test_a_texture_slides_with_its_panorama_and_has_mean_0_and_deviation_1(kind):
+    view = View(256, 512)
+    still = noise(view, kind, 0, 0, 256)
+    np.testing.assert_array_equal(noise(view, kind, 0.25, 100, 200), np.roll(still, -64, axis=1)[100:200])
+    assert (still.mean(), still.std()) == pytest.approx((0, 1), abs=1e-4)
+
+
+def test_a_layer_lies_where_it_has_depth_lighter_at_its_edge():
+    below, view = np.zeros((3, 10, 1), np.float32), View(10, 1)
+    depth = np.linspace(-0.35, 0.55, 10, dtype=np.float32)[:, None]
+    lay(below, np.full_like(below, 100), depth, view, np.float32([[[8]], [[4]], [[0]]]))
+    light = np.clip(1 - 2 * depth, 0, 1)[4:]  # none from a fifth of ten rows on
+    np.testing.assert_allclose(below[:, 4:], 100 + light * np.float32([[[8]], [[4]], [[0]]]), rtol=1e-6)
+    assert not below[:, :4].any() and light[0] > 0.8
+
+
+def test_a_triangle_wave_rises_from_whole_numbers_and_falls_from_the_middle():
+    assert tri(np.array([-0.75, 0, 0.25, 0.5, 0.75, 1, 3.25])).tolist() == [0.5, 0, 0.5, 1, 0.5, 0, 0.5]
