@@ -3,6 +3,7 @@
 import json
 import mimetypes
 import os
+import sys
 import threading
 import zipfile
 from dataclasses import replace
@@ -23,6 +24,7 @@ from rfp.runtime import (
     PictureOptions,
     UsageError,
     images,
+    ledger,
     load_bundle,
     media,
     translate,
@@ -241,6 +243,29 @@ def test_what_others_made_or_changed_is_never_touched_unasked(bundle, tmp_path, 
     assert counts(translate(bundle, [photos], out, overwrite=True)) == (6, 0, 0)
 
 
+def test_what_is_known_by_size_and_time_is_not_read_again(bundle, tmp_path, photos, monkeypatch):
+    translate(bundle, [photos], tmp_path / "out", flow=NATIVE)
+    monkeypatch.setattr(ledger, "sha256", None)
+    report = translate(bundle, [photos], tmp_path / "out", flow=NATIVE)
+    assert counts(report) == (0, 6, 0) and {event.message for event in report.skipped} == {""}
+
+
+def test_an_input_of_another_size_has_changed_although_its_time_has_not(bundle, tmp_path, photos):
+    translate(bundle, [photos], tmp_path / "out", flow=NATIVE)
+    before = (photos / "sub/0.png").stat()
+    Image.fromarray(picture(99, 30)).save(photos / "sub/0.png")
+    os.utime(photos / "sub/0.png", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert counts(translate(bundle, [photos], tmp_path / "out", flow=NATIVE)) == (1, 5, 0)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links")
+def test_a_folder_is_the_same_however_its_path_is_spelt(bundle, tmp_path, photos):
+    translate(bundle, [photos], tmp_path / "out", flow=NATIVE)
+    Image.fromarray(picture(99)).save(photos / "sub/0.png")
+    (tmp_path / "link").symlink_to(photos)
+    assert counts(translate(bundle, [tmp_path / "link"], tmp_path / "out", flow=NATIVE)) == (1, 5, 0)
+
+
 def test_the_hash_of_a_model_is_of_all_that_belongs_to_it(bundle):
     def packaged(*sums):
         files = [f"{i}.mlpackage" for i in range(len(sums))]
@@ -260,6 +285,8 @@ def test_a_torn_or_foreign_ledger(bundle, tmp_path, photos):
     with (out / "translate.jsonl").open("ab") as f:
         f.write(b'{"output": "sub/3.p')
     assert counts(translate(bundle, [photos], out)) == (3, 3, 0)
+    assert counts(translate(bundle, [photos], out)) == (0, 6, 0)
+    (out / "translate.jsonl.old").write_text("no ledger by its name")
     assert counts(translate(bundle, [photos], out)) == (0, 6, 0)
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs/translate.jsonl").write_text("a translation memory\n")
@@ -314,6 +341,14 @@ def test_shards_are_stable_cover_everything_once_and_their_ledgers_merge(bundle,
     (photos / "sub/0.png").unlink()
     Image.fromarray(picture(7)).save(photos / "new.png")
     assert counts(translate(bundle, [photos], out, folder=FolderOptions(shard=(1, 3))))[0] <= 1
+
+
+def test_each_ledger_of_a_folder_is_gone_by(bundle, tmp_path, photos):
+    for i in (1, 2, 3):
+        translate(bundle, [photos], tmp_path / "out", flow=NATIVE, folder=FolderOptions(shard=(i, 3)))
+    report = translate(bundle, [photos], tmp_path / "out", flow=NATIVE)
+    assert counts(report) == (0, 6, 0) and {event.message for event in report.skipped} == {""}
+    assert counts(translate(bundle, [photos], tmp_path / "out", flow=FlowOptions(size=16))) == (6, 0, 0)
 
 
 def test_limit_and_shuffle_choose_the_same_few_each_time(bundle, tmp_path, photos):
@@ -380,6 +415,16 @@ def test_another_picture_of_the_same_name_from_elsewhere_is_not_replaced(bundle,
     assert counts(translate(bundle, [tmp_path / "moved"], tmp_path / "out", flow=NATIVE)) == (0, 1, 0)
     assert counts(translate(bundle, [tmp_path / "moved"], tmp_path / "out", flow=FlowOptions(size=16))) == (1, 0, 0)
     assert counts(translate(bundle, [tmp_path / "card2"], tmp_path / "out", overwrite=True)) == (1, 0, 0)
+
+
+def test_pictures_of_one_name_size_and_time_are_told_apart_by_where_they_lie(bundle, tmp_path):
+    for folder, seed in (("card1", 1), ("card2", 2)):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(picture(seed)).save(tmp_path / folder / "IMG_0001.bmp")
+        os.utime(tmp_path / folder / "IMG_0001.bmp", ns=(1, 1))
+    translate(bundle, [tmp_path / "card1"], tmp_path / "out", flow=NATIVE)
+    report = translate(bundle, [tmp_path / "card2"], tmp_path / "out", flow=NATIVE)
+    assert counts(report) == (0, 1, 0) and "another input of that name" in report.skipped[0].message
 
 
 def test_options_for_films_want_a_film_somewhere_and_not_in_each_part(bundle, tmp_path, photos):
