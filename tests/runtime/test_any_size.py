@@ -1,6 +1,7 @@
 """Sizes other than the trained one: --size, --upscale and --tile."""
 
 import itertools
+import os
 
 import bundles
 import numpy as np
@@ -181,3 +182,34 @@ def test_originals_without_room_are_decoded_again_and_room_is_given_back(tmp_pat
     for i in range(9):
         made = [(tmp_path / name / f"{i}.png").read_bytes() for name in ("all", "two", "none")]
         assert made[0] == made[1] == made[2]
+
+
+@pytest.fixture
+def large(tmp_path, monkeypatch):
+    """A bundle, a picture that is enlarged again, and the room that originals take meanwhile, once there is some."""
+    Image.fromarray(picture(8, 90, 133)).save(tmp_path / "a.png")
+    rooms, room = [], images.Room
+    monkeypatch.setattr(images, "Room", lambda size: rooms.append(room(size)) or rooms[-1])
+    return bundles.write_bundle(tmp_path / "b", bundles.towards(0.25)), tmp_path / "a.png", rooms
+
+
+ENLARGED = FlowOptions(upscale="resize", device="cpu")
+
+
+@pytest.mark.parametrize("error", [OSError("odd"), RuntimeError("odd"), MemoryError("odd")])
+def test_a_picture_that_cannot_be_written_fails_by_name_and_gives_its_room_back(large, tmp_path, monkeypatch, error):
+    def refuse(*args):
+        raise error
+
+    bundle, source, rooms = large
+    monkeypatch.setattr(saving, "save_picture", refuse)
+    report = translate(bundle, [source], tmp_path / "out.png", flow=ENLARGED)
+    assert "out.png: cannot be written: odd" in report.failed[0].message and not (tmp_path / "out.png").exists()
+    assert rooms[0]._left == images.KEPT
+
+
+def test_a_picture_that_waits_for_the_disk_takes_no_room(large, tmp_path, monkeypatch):
+    bundle, source, rooms = large
+    left = []
+    monkeypatch.setattr(os, "fsync", lambda fd: left.append(rooms[0]._left))
+    assert not translate(bundle, [source], tmp_path / "out.png", flow=ENLARGED).failed and left == [images.KEPT]
