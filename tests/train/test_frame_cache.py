@@ -174,6 +174,25 @@ def test_a_dry_run_counts_the_frames_and_writes_nothing(tmp_path, cache):
     assert before.keys() == set(cache.rglob("*"))
 
 
+def test_a_dry_run_is_no_use_of_a_film_that_is_there(tmp_path, cache):
+    video = write_video(tmp_path / "v.mp4", [0, 40])
+    open_domain([video], 16)
+    forget_locks()
+    (kept,) = cache.rglob("*.rgb")
+    os.utime(kept, ns=(1, 1))
+    assert numbers(open_domain([video], 16, cache=FrameCache(dry_run=True))) == [0, 1]
+    assert kept.stat().st_mtime_ns == 1 and not frame_cache._held
+
+
+def test_a_film_of_another_size_is_another_although_its_time_is_the_same(tmp_path):
+    long, short = (write_video(tmp_path / f"{n}.mp4", range(0, 40 * n, 40)) for n in (5, 2))
+    for video in (long, short):
+        os.utime(video, ns=(1, 1))
+    assert len(open_domain([long], 16)) == 5
+    short.replace(long)
+    assert len(open_domain([long], 16)) == 2
+
+
 def test_films_beyond_the_limit_are_refused_before_any_is_decoded(tmp_path, cache):
     for i in range(3):
         write_video(tmp_path / "d" / f"{i}.mp4", range(0, 400, 40))
