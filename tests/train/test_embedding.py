@@ -1,3 +1,4 @@
+import hashlib
 import os
 import signal
 import sqlite3
@@ -5,6 +6,7 @@ import subprocess
 import sys
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -191,6 +193,70 @@ def test_a_file_that_vanished_is_no_ones_content(work, folder):
     assert len(rows(folder, "embeddings")) == 6 and len(rows(folder, "files")) == 6
 
 
+@pytest.fixture
+def contents(folder):
+    """What a cache, opened anew each time, calls the pictures at some paths."""
+
+    def of(*paths):
+        cache = EmbeddingCache(folder, pytest.fail)
+        found = cache.contents(open_domain(paths, 16).items)
+        cache.close()
+        return found
+
+    return of
+
+
+def md5(path):
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def test_members_of_a_zip_are_told_apart_without_being_read_again(work, contents):
+    names = ["0.png", "1.png", "2.png"]
+    with zipfile.ZipFile(work / "z.zip", "w") as z:
+        for name in names:
+            z.write(work / "dark" / name, name)
+    assert contents(work / "z.zip") == contents(work / "z.zip") == [md5(work / "dark" / name) for name in names]
+
+
+@pytest.mark.parametrize("kept", ["size", "time"])
+def test_a_picture_that_keeps_only_its_size_or_its_time_is_hashed_again(work, contents, kept):
+    path = work / "dark" / "a.bmp"
+    for seed, size, time in ((50, (20, 24), 1), (51, *{"size": ((20, 24), 2), "time": ((24, 24), 1)}[kept])):
+        Image.fromarray(noisy(70, seed, size)).save(path)
+        os.utime(path, ns=(time, time))
+        assert contents(path) == [md5(path)]
+
+
+def test_a_picture_that_changes_while_it_is_hashed_is_hashed_again(work, contents, monkeypatch):
+    path, hashed = work / "dark" / "0.png", embedding_cache._md5
+
+    def meanwhile(media):
+        found = hashed(media)
+        Image.fromarray(noisy(70, 50)).save(path)
+        return found
+
+    monkeypatch.setattr(embedding_cache, "_md5", meanwhile)
+    contents(path)
+    monkeypatch.undo()
+    monkeypatch.setenv("RFP_CACHE", str(work / "cache"))
+    assert contents(path) == [md5(path)]
+
+
+def test_one_relative_path_in_two_folders_is_two_pictures(work, contents, monkeypatch):
+    for name in ("dark", "bright"):
+        Image.fromarray(noisy(70, len(name))).save(work / name / "a.bmp")
+        os.utime(work / name / "a.bmp", ns=(1, 1))
+        monkeypatch.chdir(work / name)
+        assert contents(Path("a.bmp")) == [md5(work / name / "a.bmp")]
+
+
+def test_what_cannot_be_read_has_no_vector_that_another_would_take(folder):
+    cache, vectors = EmbeddingCache(folder, pytest.fail), np.ones((2, 8), np.float16)
+    cache.save("e", ["", "a"], vectors)
+    assert cache.load("e", ["", "a"], vectors) == [0]
+    cache.close()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="names that are no text are Linux's")
 def test_a_picture_whose_name_is_no_text_is_kept_as_others_are(work, folder):
     (work / "dark" / "1.png").rename(work / "dark" / os.fsdecode(b"caf\xe9.png"))
@@ -250,6 +316,22 @@ def test_a_cache_locked_by_another_is_done_without_after_a_while(work, folder, m
         told = Told()
         vectors, _ = run(open_domain([work / "dark"], 16), folder, told)
     assert len(vectors) == 8 and vectors.float().norm(dim=1).min() > 0.99 and "locked" in told[0]
+
+
+def test_a_new_cache_that_another_process_turns_to_wal_is_waited_for_and_no_other_error_is():
+    class Busy:
+        def __init__(self, error, times):
+            self.error, self.left = error, times
+
+        def execute(self, statement):
+            self.left -= 1
+            if self.left >= 0:
+                raise sqlite3.OperationalError(self.error)
+
+    embedding_cache._use_wal(waited := Busy("database is locked", 2))
+    assert waited.left == -1
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        embedding_cache._use_wal(Busy("attempt to write a readonly database", 1))
 
 
 WRITER = """
