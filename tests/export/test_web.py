@@ -123,6 +123,12 @@ def test_graphs_that_no_browser_holds_are_refused(tmp_path, package):
     (folder / "rfp.json").write_text(json.dumps(values | {"graphs": [graph | {"data": weights}]}))
     with pytest.raises(ExportError, match=r"3\.2 GB together"):
         web.write_page(folder, package)
+    halves = [
+        graph | {"file": f"{role}.onnx", "role": role, "bytes": 1_600_000_000} for role in ("velocity", "decoder")
+    ]
+    (folder / "rfp.json").write_text(json.dumps(values | {"graphs": halves}))
+    with pytest.raises(ExportError, match=r"3\.2 GB together"):
+        web.write_page(folder, package)
     # A visitor fetches one precision, and nothing of Core ML's.
     each = [graph | {"file": f"{p}.onnx", "precision": p, "bytes": 2_000_000_000} for p in ("fp32", "fp16")]
     apple = graph | {"file": "v.mlpackage", "precision": "fp16", "format": "coreml", "bytes": 3 << 30}
