@@ -8,7 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from rfp.cli.main import app
 from rfp.export import graph as graph_module
@@ -115,6 +115,46 @@ def test_half_keeps_normalisations_the_time_embedding_and_the_door_in_float32(bu
     for i in graph.initializer:
         if i.name.endswith(".weight"):
             assert i.data_type == (TensorProto.FLOAT if i.name.startswith("time.") else TensorProto.FLOAT16), i.name
+
+
+@pytest.fixture
+def small() -> onnx.ModelProto:
+    """All kinds of normalisations after a convolution, and a shift from t through a layer of `time.` and one beyond."""
+    rng = np.random.default_rng(0)
+    shapes = {"conv.weight": (8, 3, 3, 3), "k": (4,), "time.0.weight": (4, 8), "film.weight": (8, 8)}
+    shapes |= {f"{norm}.{of}": (8,) for norm in ("inst", "group") for of in "wb"} | {"layer.w": (16,), "layer.b": (16,)}
+    weights = [numpy_helper.from_array(rng.normal(size=s).astype(np.float32), name) for name, s in shapes.items()]
+    weights += [numpy_helper.from_array(np.array(v), name) for name, v in (("to", [1, 8, 1, 1]), ("column", [1, 1]))]
+    nodes = [
+        ("Conv", ["x", "conv.weight"], "conv", {"pads": [1, 1, 1, 1]}),
+        ("InstanceNormalization", ["conv", "inst.w", "inst.b"], "inst", {}),
+        ("GroupNormalization", ["inst", "group.w", "group.b"], "group", {"num_groups": 4}),
+        ("LayerNormalization", ["group", "layer.w", "layer.b"], "layer", {}),
+        ("Shape", ["x"], "shape", {}),
+        ("Reshape", ["t", "column"], "t1", {}),
+        ("Mul", ["t1", "k"], "scaled", {}),
+        ("Sin", ["scaled"], "sin", {}),
+        ("MatMul", ["sin", "time.0.weight"], "time", {}),
+        ("MatMul", ["time", "film.weight"], "film", {}),
+        ("Reshape", ["film", "to"], "shift", {}),
+        ("Add", ["layer", "shift"], "velocity", {}),
+    ]
+    made = [helper.make_node(op, inputs, [out], name=out, **more) for op, inputs, out, more in nodes]
+    shown = (("x", (1, 3, 16, 16)), ("t", (1,)), *((name, (1, 8, 16, 16)) for name in ("velocity", "group", "layer")))
+    x, t, velocity, *inner = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shown)
+    graph = helper.make_graph(made, "small", [x, t], [velocity], weights, value_info=inner)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    return onnx.shape_inference.infer_shapes(model)  # the type of every value, as torch writes it
+
+
+def test_no_value_is_rounded_to_half_between_what_stays_in_float32(small):
+    """Neither t and 1000·t nor what goes from one normalisation to the next."""
+    graph = half(small).graph
+    made_by = {out: node for node in graph.node for out in node.output}
+    for node in graph.node:
+        if node.op_type == "Cast":
+            before = made_by.get(node.input[0])
+            assert before is None or before.op_type != "Cast", node.name
 
 
 def test_int8_has_u8_activations_s8_weights_of_each_channel_and_says_what_it_left(bundle):
