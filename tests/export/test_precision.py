@@ -16,7 +16,7 @@ from rfp.export import int8 as int8_module
 from rfp.export import onnx as export_onnx_module
 from rfp.export.bundle import export_bundle
 from rfp.export.calibration import trajectories
-from rfp.export.half import half
+from rfp.export.half import beside_x, half
 from rfp.export.int8 import Layer, _left_in_float, int8
 from rfp.export.source import open_source
 from rfp.runtime import BundleError, ExportError, FlowOptions, UsageError, load_bundle, translate
@@ -147,6 +147,19 @@ def small() -> onnx.ModelProto:
     return onnx.shape_inference.infer_shapes(model)  # the type of every value, as torch writes it
 
 
+def test_half_is_for_what_is_of_the_pictures_but_for_all_kinds_of_normalisations(small):
+    before = small.SerializeToString()
+    made = half(small)
+    assert small.SerializeToString() == before and not made.graph.value_info
+    halves = {i.name for i in made.graph.initializer if i.data_type == TensorProto.FLOAT16}
+    assert halves == {"conv.weight", "film.weight"}
+    onnx.checker.check_model(made, full_check=True)
+    feeds = {"x": np.random.default_rng(1).normal(size=(1, 3, 16, 16)), "t": np.array([0.7])}
+    feeds = {name: value.astype(np.float32) for name, value in feeds.items()}
+    want, got = (onnxruntime.InferenceSession(m.SerializeToString()).run(None, feeds)[0] for m in (small, made))
+    assert got.dtype == np.float32 and 0 < np.abs(got - want).max() < 0.01 * np.abs(want).max()
+
+
 def test_no_value_is_rounded_to_half_between_what_stays_in_float32(small):
     """Neither t and 1000·t nor what goes from one normalisation to the next."""
     graph = half(small).graph
@@ -155,6 +168,15 @@ def test_no_value_is_rounded_to_half_between_what_stays_in_float32(small):
         if node.op_type == "Cast":
             before = made_by.get(node.input[0])
             assert before is None or before.op_type != "Cast", node.name
+
+
+def test_what_says_nothing_of_the_pictures_ends_with_the_layers_of_time(small):
+    """Of a graph whose weights are inputs too, as old ones' are, the same."""
+    wanted = ["shape", "t1", "scaled", "sin", "time"]
+    assert beside_x(small.graph) == wanted
+    for weight in small.graph.initializer:
+        small.graph.input.append(helper.make_tensor_value_info(weight.name, weight.data_type, weight.dims))
+    assert beside_x(small.graph) == wanted
 
 
 def test_int8_has_u8_activations_s8_weights_of_each_channel_and_says_what_it_left(bundle):
