@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from rfp.cli.main import app
+from rfp.cli.number import number_or
 from rfp.cli.translate import _watched
-from rfp.runtime import Report
+from rfp.runtime import Report, UsageError
 from rfp.runtime.report import Event
 from typer.testing import CliRunner
 
@@ -37,6 +38,20 @@ def test_all_done_exits_0_with_results_on_stdout_and_progress_on_stderr(work):
     assert "0 translated, 3 there already" in rfp("b", "in [x]", "-o", "out", "--size", "native", "--steps", 2).stdout
     assert "3 translated" in rfp("b", "in [x]", "-o", "out").stdout  # with other settings
     assert "3 translated" in rfp("b", "in [x]", "-o", "out", "--overwrite", "--reverse", "--batch", 2).stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"), [("64", 64), (" -3 ", -3), ("Native", "native"), (" MODEL ", "model")], ids=repr
+)
+def test_a_number_or_a_word_is_meant_however_it_is_written(text, meant):
+    assert number_or("size", text, "model", "native") == meant
+
+
+@pytest.mark.parametrize("text", ["", "1.5", "models", "9" * 5000], ids=len)
+def test_what_is_neither_number_nor_word_is_refused_with_all_that_it_may_be(text):
+    with pytest.raises(UsageError) as error:
+        number_or("size", text, "model", "native")
+    assert str(error.value) == f"--size is {text!r}; wanted a number or model or native"
 
 
 def test_what_is_left_as_it_is_is_named_with_the_reason(work):
