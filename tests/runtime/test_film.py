@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import types
 import zlib
 from fractions import Fraction
 from io import BytesIO
@@ -17,7 +18,7 @@ from rfp.runtime import FilmOptions, FlowOptions, UsageError, load_bundle, segme
 from rfp.runtime import frames as frames_module
 from rfp.runtime.compare import compared
 from rfp.runtime.media import Media
-from rfp.runtime.tonemap import HDR
+from rfp.runtime.tonemap import HDR, ToneMap
 from rfp.runtime.whole import missing_bytes
 from test_video import scene, watch, write_video
 
@@ -479,6 +480,24 @@ def test_hdr_is_mapped_to_sdr(bundle, tmp_path, transfer, mastered):
     grey = levels.mean(axis=1)
     assert (np.diff(grey) > 15).all() and grey[0] < 30 and grey[-1] > 245
     assert 90 < grey[3] < 130 and 160 < grey[5] < 190  # 58 cd/m² is mid-grey, and 203 paper white with room above it
+
+
+def test_a_film_that_changes_on_the_way_is_mapped_as_it_is_then(monkeypatch):
+    """One graph, which takes seconds, as long as nothing changes; unmastered PQ goes by HLG; SDR passes as it is."""
+    made = []
+
+    def graph(frame, bounded):
+        made.append((frame.width, HDR[frame.color_trc], bounded))
+        number = len(made)
+        return types.SimpleNamespace(push=lambda frame: None, pull=lambda: number)
+
+    monkeypatch.setattr("rfp.runtime.tonemap._graph", graph)
+    frames, to_sdr = [], ToneMap()
+    for transfer, width in ((16, 32), (16, 32), (18, 32), (18, 64), (18, 64), (1, 64), (18, 64)):
+        frames.append(av.VideoFrame(width, 16, "yuv420p10le"))
+        frames[-1].color_trc = transfer
+    assert [to_sdr(frame) for frame in frames] == [1, 1, 2, 3, 3, frames[5], 3]
+    assert made == [(32, "PQ", False), (32, "HLG", True), (64, "HLG", True)]
 
 
 def test_a_cut_begins_with_the_frame_that_stands_on_the_screen(bundle, tmp_path):
