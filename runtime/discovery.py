@@ -2,7 +2,6 @@
 
 import os
 import re
-import zipfile
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Generic, TypeVar, overload
 
 from .errors import MediaError, UsageError
-from .media import ARCHIVE_SUFFIXES, MAX_MEMBERS, Media, kind_of
+from .media import ARCHIVE_SUFFIXES, MAX_MEMBERS, Media, kind_of, open_zip
 
 Item = TypeVar("Item", covariant=True)
 Other = TypeVar("Other")
@@ -183,7 +182,7 @@ def _in_folder(folder: Path, on_dangling: Callable[[str], None]) -> list[str]:
 def _in_zip(path: Path) -> list[str]:
     """The names of the members that are images and videos, in natural order."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             infos = archive.infolist()
     except Exception as e:  # zipfile raises half a dozen kinds on damaged lists
         raise MediaError(f"{path}: not a readable zip: {str(e)[:300] or type(e).__name__}") from e

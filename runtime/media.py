@@ -80,6 +80,15 @@ ZIPS_OPEN = 64
 """Zips that are kept open."""
 
 
+def open_zip(path: Path) -> zipfile.ZipFile:
+    """A zip, whose names are UTF-8 where all can be: macOS and Info-ZIP write that and do not say so, and zipfile would
+    read it as letters of DOS."""
+    try:
+        return zipfile.ZipFile(path, metadata_encoding="utf-8")
+    except UnicodeDecodeError:
+        return zipfile.ZipFile(path)
+
+
 def _archive(path: Path) -> zipfile.ZipFile:
     """A zip, kept open between its members: reading the list of 20,000 members takes 140 ms each time.
 
@@ -89,7 +98,7 @@ def _archive(path: Path) -> zipfile.ZipFile:
     stat = path.stat()
     key = os.getpid(), path, stat.st_mtime_ns, stat.st_size
     with _zips_lock:
-        archive = _zips.pop(key, None) or zipfile.ZipFile(path)
+        archive = _zips.pop(key, None) or open_zip(path)
         _zips[key] = archive
         if len(_zips) > ZIPS_OPEN:
             del _zips[next(iter(_zips))]  # closed when the last thread that reads from it is done

@@ -94,6 +94,22 @@ def test_threads_read_from_one_open_zip_each_its_own_member(tmp_path, monkeypatc
     assert levels == order.tolist() and len(opened) == 1
 
 
+def test_names_that_a_zip_does_not_call_utf_8_but_that_are_keep_their_letters(tmp_path):
+    path = write_zip(tmp_path / "mac.zip", {"ß/日本 ü.png": png(9), "a.png": png(5)})
+    patch(path, b"PK\3\4", 6, b"\0\0")
+    patch(path, b"PK\1\2", 8, b"\0\0")
+    plain, found = discover([path])
+    assert (str(plain.relative), str(found.relative)) == ("mac/a.png", "mac/ß/日本 ü.png")
+    assert np.asarray(read_image(found)).max() == 9
+
+
+def test_names_in_letters_of_dos_are_read_as_such(tmp_path):
+    path = write_zip(tmp_path / "dos.zip", {"x.png": png(9), "a.png": png(5)})
+    path.write_bytes(path.read_bytes().replace(b"x.png", b"\x81.png"))
+    _, found = discover([path])
+    assert str(found.relative) == "dos/ü.png" and np.asarray(read_image(found)).max() == 9
+
+
 def test_more_zips_than_are_kept_open_are_all_read(tmp_path, monkeypatch):
     monkeypatch.setattr(media, "ZIPS_OPEN", 2)
     items = [m for i in range(5) for m in discover([write_zip(tmp_path / f"{i}.zip", {"a.png": png(i)})])]
