@@ -63,7 +63,8 @@ def override(
     if dev:
         values |= DEV
     malformed = [*mistakes]
-    malformed += [mistake for assignment in overrides if (mistake := _apply(values, assignment))]
+    types_first = sorted(overrides, key=lambda assignment: not assignment.partition("=")[0].endswith(".type"))
+    malformed += [mistake for assignment in types_first if (mistake := _apply(values, assignment))]
     return validate(values, f"{where} with --set" if overrides else where, malformed)
 
 
@@ -111,6 +112,8 @@ def _apply(values: dict[str, Any], assignment: str) -> str | None:
         if not isinstance(child, dict):
             return f"--set {assignment}: {parent} has no keys of its own"
         values = child
+    if parents and last == "type" and values.get("type", "UNet") != value:
+        values.clear()  # what the config says of one net says nothing of another
     values[last] = value
     return None
 

@@ -278,6 +278,15 @@ def test_set_takes_paths_json_and_plain_strings(tmp_path):
     assert config.learning_rate == 1e-3
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_net_that_set_gives_another_type_has_the_defaults_of_that_type(order):
+    tiny = load_config("tiny", ["velocity_net.type=DiT", "velocity_net.hidden_size=96"][::order])
+    assert tiny.velocity_net == DiTConfig(hidden_size=96)
+    assert load_config("dit", ["velocity_net.type=UNet"]).velocity_net == UNetConfig()
+    assert load_config("tiny", ["velocity_net.type=UNet"]) == load_config("tiny")
+    assert load_config("latent", ["codec.type=Identity"]).codec.type == "Identity"
+
+
 @pytest.mark.parametrize(
     ("assignment", "said"),
     [
