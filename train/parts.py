@@ -49,7 +49,8 @@ def take_parts(
     wanted, parts = phases(config), Parts()
     if only is not None and only not in wanted:
         why = "codec is Identity" if only == "codec" else "saliency_loss_weight is 0" if only == "saliency" else ""
-        raise UsageError(f"--only {only}: {why or 'no such phase'}; this config has {', '.join(wanted)}")
+        remedy = "; --set saliency_loss_weight=0.1 asks for a classifier" if only == "saliency" else ""
+        raise UsageError(f"--only {only}: {why or 'no such phase'}; this config has {', '.join(wanted)}{remedy}")
     for phase, path in given.items():
         if phase not in wanted:
             raise UsageError(f"{option(phase)}: this config has no such phase, only {', '.join(wanted)}")

@@ -42,6 +42,13 @@ def phase_of(folder):
     return ckpt.load(ckpt.find(folder)).phase
 
 
+def test_a_classifier_that_the_config_has_not_is_refused_with_the_setting_that_asks_for_one(work):
+    with pytest.raises(UsageError, match=r"has velocity; --set saliency_loss_weight=0\.1 asks for a classifier"):
+        finish(start(work, "sorter", "saliency", saliency_loss_weight=0))
+    finish(start(work, "sorter", "saliency", saliency_loss_weight=0.1))
+    assert ckpt.load(ckpt.find(work / "sorter")).saliency() is not None
+
+
 def test_phases_one_by_one_are_the_whole_training_bit_for_bit(work):
     for phase in ckpt.PHASES:
         steps = finish(start(work, "one by one", phase, **LATENT)).steps
