@@ -55,7 +55,7 @@ def plan(job: Job, report: Reporter) -> list[str]:
     if undecoded := sum(d.undecoded for d in (run.domain0, run.domain1) if isinstance(d, Domain)):
         lines.append(
             f"videos    about {undecoded / GIGABYTE:.2f} GB of frames to decode to {cache_folder() / 'frames'} "
-            f"(frame_cache_gigabytes {config.frame_cache_gigabytes:g})"
+            f"(frame_cache_gigabytes {config.frame_cache_gigabytes:g}); what they show is not in this plan"
         )
     with torch.device("meta"):
         velocity = build_velocity_net(config)

@@ -142,7 +142,7 @@ def _critic(
         return {"adversarial_weight": before} | (
             {"num_inference_steps": weights.config.num_inference_steps} if before else {}
         )
-    if config.pairs_by != "structure" or config.codec.latents:
+    if domain0.undecoded or config.pairs_by != "structure" or config.codec.latents:  # black, in a plan
         return {"adversarial_weight": 0.0}
     if not (colourfulness(domain0) < COLOURLESS and colourfulness(domain1) >= COLOURED):
         return {"adversarial_weight": 0.0}

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from films import write_video
 from PIL import Image
 from rfp.runtime.errors import CheckpointError, ConfigError, UsageError
 from rfp.train import adversarial, re_pairing, self_pairing, velocity_phase
 from rfp.train import checkpoint as ckpt
 from rfp.train.adversarial import Critic, Critics, critic_loss, more_real
 from rfp.train.domains import open_domain
+from rfp.train.frame_cache import FrameCache
 from rfp.train.loss import Scales, measure_scales
 from rfp.train.noise import noise_domain
 from rfp.train.plan import memory, plan
@@ -280,6 +282,12 @@ def test_a_tinge_is_neither_no_colours_nor_colours_and_latents_and_tiny_pictures
     assert weight("dark", "bright") == weight("dark", "bright", max_size=8) == 1
     assert weight("tinged", "bright") == weight("dark", "tinged") == 0
     assert weight("dark", "bright", max_size=4) == weight("dark", "bright", **LATENT) == 0
+
+
+def test_frames_that_a_plan_leaves_black_are_not_taken_for_pictures_without_colours(drawn):
+    film, bright = write_video(drawn / "v.mp4", range(0, 400, 40)), open_domain([drawn / "bright"], 16, 1 << 20)
+    for cache in (FrameCache(dry_run=True), FrameCache()):  # as the training then sees it
+        assert resolved(tiny(**OPEN), open_domain([film], 16, cache=cache), bright).adversarial_weight == 0
 
 
 def test_weights_of_a_run_with_a_critic_bring_none_where_none_can_be(drawn):
