@@ -77,7 +77,7 @@ def clearest(domain0: Domain, domain1: Domain) -> tuple[Alignment, float, float]
     unlike = unlikeness(*pictures(domain0, domain1, SOME, SIZE))
     cost = partial(_cost, unlike, ENLARGED)
     found = min((_downhill(cost, start) for start in {IDENTITY, min(_starts(), key=cost)}), key=cost)
-    return found, 1 - cost(found) / unlike(IDENTITY), 1 - unlike(found)
+    return found, bending.made_up(unlike(IDENTITY), cost(found)), 1 - unlike(found)
 
 
 def pictures(domain0: Domain, domain1: Domain, most: int, side: int) -> tuple[Tensor, Tensor]:

@@ -136,6 +136,11 @@ def test_domains_that_lie_alike_are_left_where_they_are(tmp_path, edit):
     assert find_alignment(*domains(tmp_path, edit)) == (IDENTITY, "")
 
 
+def test_domains_of_the_same_pictures_are_left_where_they_are(tmp_path):
+    same = [open_domain([faces(tmp_path, name, 60, 0)], 32) for name in "ab"]
+    assert find_alignment(*same) == (IDENTITY, "")
+
+
 def test_pictures_that_share_nothing_are_left_where_they_are(tmp_path):
     def noise(x):
         return np.random.default_rng(x.astype(int).sum()).integers(0, 256, x.shape, np.uint8)
