@@ -140,7 +140,8 @@ def same_training(job: Job, resumed: ckpt.Checkpoint) -> None:
     if changed := [k for k in new if k not in free and new[k] != old.get(k)]:
         raise UsageError(
             f"{job.folder} was trained with another config ({', '.join(changed)} differ); give the config it has, "
-            f"another --run-id, or start anew from its weights with --velocity-checkpoint {job.folder} --run-id NEW"
+            f"-c {path}, another --run-id, or start anew from its weights with --velocity-checkpoint {job.folder} "
+            "--run-id NEW"
         )
     before, now = (about | about.get("parts", {}) for about in (read_run(job.folder), describe(job)))
     if changed := [k for k, v in before.items() if k != "parts" and v != now.get(k, v)]:

@@ -354,6 +354,13 @@ def test_a_checkpoint_goes_on_with_a_config_that_leaves_much_open(work):
     assert result.exit_code == 0 and "velocity 4/4" in result.stderr, result.stderr
 
 
+def test_what_is_said_of_another_config_names_the_one_with_which_the_run_goes_on(work):
+    assert rfp(*ALL, "--run-id", "a").exit_code == 0
+    config = Path("runs/a/config.json")
+    assert f"-c {config}, another --run-id" in rfp("-c", "tiny", *ALL[2:], "--run-id", "a").stderr
+    assert "already trained" in rfp("-c", config, *ALL[2:], "--run-id", "a").stderr
+
+
 def test_what_is_said_of_another_config_is_what_begins_anew(work):
     assert rfp(*ALL, "--run-id", "a").exit_code == 0
     other = rfp(*ALL, "--run-id", "a", "--set", "learning_rate=0.002")
