@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..runtime.errors import UsageError
+from ..runtime.errors import CheckpointError, UsageError
 from .train import data_of, require_train
 
 if TYPE_CHECKING:
     from ..train.job import Job
 
 Run = Annotated[Path, typer.Argument(metavar="RUN|CHECKPOINT", help="Run (its newest checkpoint) or checkpoint file.")]
-Pairs = Annotated[int, typer.Option(help="Pairs that the flow makes of the run's own pictures.")]
+Pairs = Annotated[int, typer.Option(help="Pairs that the flow makes of the run's own pictures, 128 at a time.")]
 From = Annotated[
     Path | None, typer.Option(metavar="FOLDER", help="The pairs/ of another such run, in place of making pairs.")
 ]
@@ -130,6 +130,10 @@ def _job(
     old = start.parent.parent if start.parent.name == "checkpoints" else start.with_suffix("")
     before = read_run(old)
     checkpoint = ckpt.load(start)
+    try:
+        checkpoint.velocity()
+    except CheckpointError as e:
+        raise CheckpointError(f"{start}: {e}") from e
     name = run_id or f"{old.name}-{f'distilled-{steps}' if few else 'reflowed'}"
     values = successor(checkpoint.config, steps, few, images)
     if (own := old.parent / name / "config.json").is_file():  # a run that goes on for longer rises as it did

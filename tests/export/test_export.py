@@ -235,6 +235,12 @@ def test_an_output_that_is_there_is_kept_unless_it_is_a_bundle_and_overwrite(run
     assert load_bundle(tmp_path / "c").manifest.name == "new" and not list(tmp_path.glob(".*"))
 
 
+def test_a_checkpoint_that_holds_no_velocity_is_named(tmp_path):
+    early = write_run(tmp_path / "early", "saliency")
+    with pytest.raises(CheckpointError, match=re.escape(f"{ckpt.find(early)}: ")):
+        export_bundle(early, tmp_path / "b")
+
+
 def test_a_checkpoint_that_holds_no_velocity_or_no_samples_is_refused(run, tmp_path):
     with pytest.raises(CheckpointError, match="from the saliency phase: it holds no velocity net yet; train on"):
         export_bundle(write_run(tmp_path / "early", "saliency"), tmp_path / "b")

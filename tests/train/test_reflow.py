@@ -322,6 +322,15 @@ def test_a_checkpoint_without_a_velocity_is_refused(work, tmp_path):
     assert json.loads((tmp_path / "c" / "run.json").read_text())["seed"] == 0
 
 
+def test_what_has_no_velocity_is_named_before_anything_is_written(work, tmp_path):
+    draw_domains(tmp_path)
+    finish(replace(job(tmp_path, "c", train_images=5), only="saliency"))
+    for command in ("distill", "reflow"):
+        done = run_command(tmp_path, command, tmp_path / "c", "--run-id", tmp_path / "none")
+        assert done.exit_code == 2 and f"rfp: {ckpt.find(tmp_path / 'c')}: this checkpoint is from" in done.stderr
+    assert not (tmp_path / "none").exists()
+
+
 def test_one_that_is_made_longer_rises_as_it_began(work):
     """`--images` may be raised, though the rate's rise is a share of them."""
     args = ["distill", work / "run", "--steps", 1, "--pairs", 2, "--making-steps", 2, "--run-id", work / "longer"]
