@@ -13,6 +13,7 @@ from .config import RFPix2pixModel
 from .device import has_forward_mode, pick_device
 from .domains import Domain, hold_out, open_domain, part, whole_pairs
 from .embedders import find_weights
+from .feature_nets import NAMES
 from .frame_cache import GIGABYTE, FrameCache
 from .job import Job, read_run, same_nets, same_training, with_recorded_parts
 from .judging import eval_net
@@ -42,7 +43,7 @@ def open_run(job: Job, report: Reporter, dry_run: bool = False) -> Run:
             f"saliency_loss_weight: torch {torch.__version__} lacks on {device} the forward-mode derivatives that it "
             "needs; --device cpu, or --set saliency_loss_weight=0"
         )
-    if not dry_run or Path(job.config.eval_features or "").is_file():  # which downloads nothing
+    if not dry_run or job.config.eval_features not in NAMES:  # of which weights may have to be downloaded
         ranks.once(lambda: bool(eval_net(job.config, device)))
     if job.config.pairs_by == "structure" and (not dry_run or job.config.structure_weights):
         find_weights(job.config)

@@ -18,6 +18,7 @@ from rfp.train import judging
 from rfp.train.codec import Identity
 from rfp.train.domains import Crop, open_domain
 from rfp.train.opening import open_run, set_aside
+from rfp.train.plan import plan
 from rfp.train.run import Interrupted
 from rfp.train.training import train
 from trainings import Listener, assert_same, draw_domains, finish, job, tiny
@@ -143,6 +144,13 @@ def test_a_distillation_is_judged_against_its_pairs_too(work):
     )
     lines = (work / "pairs" / "metrics.jsonl").read_text()
     assert listener.steps and '"held_out_psnr"' in lines
+
+
+def test_a_plan_looks_for_what_judges_but_downloads_nothing(work, tmp_path):
+    for name in ("nowhere.onnx", "nonet"):
+        with pytest.raises(UsageError, match=name):
+            plan(job(work, tmp_path / "run", **JUDGED | {"eval_features": name}), Listener())
+    assert plan(job(work, tmp_path / "run", **JUDGED | {"eval_features": "vgg16"}), Listener())
 
 
 def test_what_judges_is_opened_before_any_training_and_may_be_an_onnx_graph(work, tmp_path):
