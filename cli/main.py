@@ -1,5 +1,6 @@
 """The `rfp` command: thin commands; heavy imports stay inside command bodies."""
 
+import errno
 from typing import Annotated, Any
 
 import typer
@@ -31,9 +32,10 @@ class Group(TyperGroup):
             _complain(message)
             raise typer.Exit(e.exit_code) from e
         except OSError as e:  # a full disk, a folder that was removed meanwhile
-            if e.filename is None:
+            if e.filename is None and e.errno != errno.ENOSPC:
                 raise
-            _complain(one_line(f"{e.filename}: {e.strerror}; put that right and run the same command again"))
+            where = e.filename or "output"
+            _complain(one_line(f"{where}: {e.strerror}; put that right and run the same command again"))
             raise typer.Exit(1) from e
         except KeyboardInterrupt:
             _complain("interrupted")

@@ -1,6 +1,7 @@
 """`rfp info` describes bundles, checkpoints and runs, without torch, and refuses what is none of them."""
 
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -36,6 +37,14 @@ def run(tmp_path_factory):
     write_run(root, "saliency")
     (root / "metrics.jsonl").write_text('{"phase": "velocity", "step": 9, "flow": 0.5}\n')
     return root
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full, as outside of Linux")  # noqa: PTH110
+def test_a_full_disk_under_the_output_is_said_in_one_line(bundle):
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        done = subprocess.run([sys.executable, "-m", "rfp", "info", bundle], stdout=full, stderr=-1, text=True)
+    said = "rfp: output: No space left on device; put that right and run the same command again\n"
+    assert (done.returncode, done.stderr) == (1, said)
 
 
 def test_a_bundle_is_described_with_its_graphs(bundle):
