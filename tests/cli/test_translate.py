@@ -133,6 +133,13 @@ def test_translating_never_loads_torch(work):
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+def test_a_service_that_closes_its_outputs_is_served_all_the_same(work):
+    command = [sys.executable, "-m", "rfp", "translate", "b", "in [x]", "-o", "out"]
+    for closed in ("2>&-", ">&- 2>&-"):
+        done = subprocess.run(["sh", "-c", f'exec "$@" --overwrite {closed}', "sh", *command])
+        assert done.returncode == 0 and list((work / "out").rglob("*.png"))
+
+
 def test_ctrl_c_while_the_command_still_imports_ends_it_without_a_traceback():
     code = (
         "import sys\n"
