@@ -69,7 +69,12 @@ def export(
     licence: Annotated[str, typer.Option(help="Licence of the weights, for the manifest.")] = "",
     provenance: Annotated[str, typer.Option(help="Where the training pictures come from, for the manifest.")] = "",
     author: Annotated[str, typer.Option(help="Author of the weights, for Core ML packages.")] = "",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there already.")] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace a bundle that is there already: the folder, whatever else lies in it."
+        ),
+    ] = False,
 ) -> None:
     """Write graphs that run without PyTorch and their manifest, each proven over the whole integration.
 
