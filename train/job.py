@@ -147,7 +147,8 @@ def same_training(job: Job, resumed: ckpt.Checkpoint) -> None:
     if changed := [k for k, v in before.items() if k != "parts" and v != now.get(k, v)]:
         was = "; ".join(f"{option(k) if k in ckpt.PHASES else k}: {before[k]}, now {now[k]}" for k in changed)
         raise UsageError(
-            f"{job.folder} was trained otherwise ({was}); give what it was trained with, another --run-id, or start "
+            f"{job.folder} was trained otherwise ({was}); give what it was trained with, another --run-id, go on with "
+            f"the new from where it is with --checkpoint {job.folder} --run-id NEW, or start "
             f"anew from its weights with --velocity-checkpoint {job.folder} --run-id NEW"
         )
 

@@ -361,6 +361,15 @@ def test_what_is_said_of_another_config_names_the_one_with_which_the_run_goes_on
     assert "already trained" in rfp("-c", config, *ALL[2:], "--run-id", "a").stderr
 
 
+def test_pictures_that_were_moved_are_gone_on_with_as_it_is_said(work):
+    assert rfp(*ALL, "--run-id", "a").exit_code == 0
+    moved = ("-d0", (work / "dark").rename("d"), "-d1", (work / "bright").rename("b"), "--device", "cpu")
+    refused = rfp("--checkpoint", "runs/a", *moved, "--set", "train_images=20")
+    assert refused.exit_code == 2 and "with --checkpoint runs/a --run-id NEW" in refused.stderr
+    result = rfp("--checkpoint", "runs/a", "--run-id", "NEW", *moved, "--set", "train_images=20")
+    assert result.exit_code == 0 and "velocity 3/4" in result.stderr and "velocity 1/4" not in result.stderr
+
+
 def test_what_is_said_of_another_config_is_what_begins_anew(work):
     assert rfp(*ALL, "--run-id", "a").exit_code == 0
     other = rfp(*ALL, "--run-id", "a", "--set", "learning_rate=0.002")
