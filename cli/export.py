@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..runtime.errors import ExportError, MissingExtraError, UsageError
+from .number import counted
 from .train import require_train
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def export(
     )
     for outcome in outcomes:
         typer.echo(_said(outcome))
-    typer.echo(f"{output}: {_count(sum(len(o.graphs) for o in outcomes), 'graph')}")
+    typer.echo(f"{output}: {counted(sum(len(o.graphs) for o in outcomes), 'graph')}")
     if (output / "index.html").is_file():
         typer.echo(f"look at its page with: rfp preview {output}")
     if failed := [o.error for o in outcomes if o.error]:
@@ -120,8 +121,8 @@ def _said(outcome: "Outcome") -> str:
     files = ", ".join(f"{g.file} ({(g.bytes + (g.data.bytes if g.data else 0)) / 1e6:.1f} MB)" for g in outcome.graphs)
     kept = " BELOW ITS FLOOR, kept as asked:" if outcome.below_floor else ""
     line = (
-        f"{what}:{kept} {files}, {outcome.parity.psnr:.1f} dB to PyTorch over {_count(outcome.parity.steps, 'step')}, "
-        f"at most {_count(outcome.parity.grey_levels, 'grey level')} apart"
+        f"{what}:{kept} {files}, {outcome.parity.psnr:.1f} dB to PyTorch over {counted(outcome.parity.steps, 'step')}, "
+        f"at most {counted(outcome.parity.grey_levels, 'grey level')} apart"
     )
     if any(graph.about.get("predicted") is False for graph in outcome.graphs):
         line += "; computed by rfp's evaluator, for Core ML itself needs a Mac"
@@ -137,10 +138,6 @@ def _left(graph: "Graph") -> str:
         f"\n  {graph.file}: {len(left)} of {layers} layers left in float "
         f"({graph.about['multiplications_in_float']:.1%} of the multiplications): {', '.join(left)}"
     )
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def _list(text: str) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from ..runtime.files import json_text
+from .number import counted
 from .report import one_line
 
 
@@ -47,15 +48,15 @@ def _lines(values: dict[str, Any]) -> list[str]:
 
 def _manifest(manifest: dict[str, Any]) -> list[str]:
     training = manifest["training"]
-    latent, counts = manifest.get("latent"), {"step": "steps", "images": "pairs"}
+    latent, counts = manifest.get("latent"), {"step": "step", "images": "pair"}
     rows = {
         "name": manifest["name"],
         "domains": _domains(manifest["domains"], manifest.get("generative", False)),
         "pictures": f"{manifest['image_size']} px in training; sides are multiples of {manifest['multiple']}",
         "latents": f"{latent['channels']} channels at 1/{latent['factor']} of the size" if latent else "",
         "alignment": _alignment(manifest.get("alignment") or []),
-        "steps": f"{manifest['default_steps']} Euler steps by default",
-        "trained": ", ".join(f"{training[k]} {what}" for k, what in counts.items() if k in training),
+        "steps": f"{counted(manifest['default_steps'], 'Euler step')} by default",
+        "trained": ", ".join(counted(training[k], what) for k, what in counts.items() if k in training),
         "licence": manifest["licence"] or "none given",
         "provenance": manifest["provenance"] or "none given",
         "made by": f"rfp {manifest['rfp_version']}, manifest format {manifest['format_version']}",
@@ -71,7 +72,9 @@ def _alignment(a: list[float]) -> str:
 def _graph(graph: dict[str, Any]) -> str:
     parity, size = graph.get("parity", {}), graph["bytes"] + (graph.get("data") or {"bytes": 0})["bytes"]
     known = {"psnr", "grey_levels"} <= parity.keys()
-    figures = f"{parity['psnr']:.1f} dB, {parity['grey_levels']:.0f} grey levels to PyTorch" if known else ""
+    figures = (
+        f"{parity['psnr']:.1f} dB, {counted(round(parity['grey_levels']), 'grey level')} to PyTorch" if known else ""
+    )
     remarks = [
         "BELOW ITS FLOOR" if graph["below_floor"] else "",
         graph["state"].upper() if graph.get("state", "whole") != "whole" else "",

@@ -1,4 +1,4 @@
-"""Options that are a number or a word."""
+"""Options that are a number or a word, and numbers of things in words."""
 
 from ..runtime.errors import UsageError
 
@@ -12,3 +12,8 @@ def number_or(option: str, text: str, *words: str) -> int | str:
         return int(text)
     except ValueError:
         raise UsageError(f"--{option} is {text!r}; wanted a number or {' or '.join(words)}") from None
+
+
+def counted(n: int, what: str) -> str:
+    """`1 step`, `2 steps`."""
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"

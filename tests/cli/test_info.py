@@ -58,6 +58,12 @@ def test_a_bundle_is_described_with_its_graphs(bundle):
     assert lone["kind"] == "graph" and lone["manifest"]["domains"] == ["cats", "dogs"]
 
 
+def test_one_of_a_thing_is_said_as_one(tmp_path):
+    once = {"default_steps": 1, "training": {"step": 1, "images": 1}}
+    text = info(bundles.write_bundle(tmp_path / "b", bundles.identity(), **once)).stdout
+    assert "1 Euler step by default" in text and "1 step, 1 pair\n" in text
+
+
 @pytest.mark.parametrize("state", ["damaged", "missing"])
 def test_a_bundle_that_is_not_whole_says_so_and_exits_with_1(bundle, state):
     file = bundle / "velocity.onnx"
