@@ -19,13 +19,15 @@ from trainings import TINY, VAE_TINY, Listener, finish, job
 
 # A gain makes more of rounding, and so does Muon: of latents one process with other convolution
 # kernels is 7.6e-3 from itself with a diagonal, 1.4e-3 without; of uneven shares two ranks are 1.01e-4 from one with
-# matrices; of even ones 3.5e-4 at the tests' rate, which so short a training begins with.
+# matrices; of even ones 3.5e-4 at the tests' rate, which so short a training begins with, and on another processor of
+# uneven ones 1.2e-4 and of latents 7.2e-3.
 PLAIN = {"optimizer": "adamw", "velocity_net": TINY["velocity_net"] | {"input_gain": "none"}}
 MUON = {"train_batch_size": 6}
-EVEN = MUON | {"optimizer": "adamw", "learning_rate": 0.002}
-UNEVEN = {"train_batch_size": 5, "structure_pairing": True, "self_pairing": 0.6, "bridge_noise": 0.3} | PLAIN
+SLOW = {"learning_rate": 0.002}
+EVEN = MUON | SLOW | {"optimizer": "adamw"}
+UNEVEN = {"train_batch_size": 5, "structure_pairing": True, "self_pairing": 0.6, "bridge_noise": 0.3} | SLOW | PLAIN
 CRITIC = {"train_batch_size": 5, "saliency_loss_weight": 0, "adversarial_weight": 0.5, "adversarial_start": 0.2} | PLAIN
-LATENT = {"train_batch_size": 6, "codec": VAE_TINY | {"augmentations": ["color_jitter", "hflip"]}} | PLAIN
+LATENT = {"train_batch_size": 6, "codec": VAE_TINY | {"augmentations": ["color_jitter", "hflip"]}} | SLOW | PLAIN
 BATCH_NORM = {
     "saliency_max_steps": 2,
     "saliency_accuracy_threshold": 0,
