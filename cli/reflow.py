@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..runtime.errors import CheckpointError, UsageError
+from ..runtime.errors import UsageError
 from .train import data_of, require_train
 
 if TYPE_CHECKING:
@@ -130,10 +130,7 @@ def _job(
     old = start.parent.parent if start.parent.name == "checkpoints" else start.with_suffix("")
     before = read_run(old)
     checkpoint = ckpt.load(start)
-    try:
-        checkpoint.velocity()
-    except CheckpointError as e:
-        raise CheckpointError(f"{start}: {e}") from e
+    checkpoint.velocity()
     name = run_id or f"{old.name}-{f'distilled-{steps}' if few else 'reflowed'}"
     values = successor(checkpoint.config, steps, few, images)
     if (own := old.parent / name / "config.json").is_file():  # a run that goes on for longer rises as it did

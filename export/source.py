@@ -86,13 +86,9 @@ def open_source(
             "config": without_folders(to_json(config)),
         },
     )
-    try:
-        velocity, codec = checkpoint.velocity(), checkpoint.codec()
-    except CheckpointError as e:
-        raise CheckpointError(f"{path}: {e}") from e
     return Source(
-        velocity,
-        codec,
+        checkpoint.velocity(),
+        checkpoint.codec(),
         manifest,
         _pictures(checkpoint, path),
         tuple(dict.fromkeys(sizes)) or ((side, side), (side, side + multiple)),

@@ -55,6 +55,8 @@ class Checkpoint:
     metrics: dict[str, float] = field(default_factory=dict)
     generative: bool = False
     """Domain 0 is noise, not pictures."""
+    path: Path | None = field(default=None, compare=False)
+    """The file that it was read from."""
 
     def part(self, name: str) -> Tensors:
         """The tensors below `name.`, e.g. `velocity_ema`."""
@@ -71,31 +73,39 @@ class Checkpoint:
         config = self.config.codec
         if isinstance(config, IdentityConfig):
             return Identity()
-        return fit(lambda: VAE(config), self.part("codec_ema"))
+        return self._net(lambda: VAE(config), "codec_ema")
 
     def velocity(self) -> VelocityNet:
         """The averaged velocity net, in evaluation mode, on the CPU. Raises CheckpointError."""
-        if not (state := self.part("velocity_ema")):
+        if not self.part("velocity_ema"):
             raise CheckpointError(
-                f"this checkpoint is from the {self.phase} phase: it holds no velocity net yet; train on"
+                f"{self.path}: this checkpoint is from the {self.phase} phase: it holds no velocity net yet; train on"
             )
-        return fit(lambda: build_velocity_net(self.config), state)
+        return self._net(lambda: build_velocity_net(self.config), "velocity_ema")
 
     def saliency(self) -> SaliencyNet | None:
         """The domain classifier, in evaluation mode, or None where the training has none. Raises CheckpointError."""
-        state, net, latents = self.part("saliency_net"), self.config.saliency_net, self.config.codec.latents
-        return fit(lambda: build_saliency_net(net, latents, load_weights=False), state) if state else None
+        if not self.part(name := "saliency_net"):
+            return None
+        net, latents = self.config.saliency_net, self.config.codec.latents
+        return self._net(lambda: build_saliency_net(net, latents, load_weights=False), name)
 
+    def _net(self, build: Callable[[], Net], name: str) -> Net:
+        """Build a net without memory for it, compare it with the tensors below `name.`, then give it those.
 
-def fit(build: Callable[[], Net], state: Tensors) -> Net:
-    """Build a net without memory for it, compare it with the tensors, then give it those.
+        A checkpoint's config may ask for any size: only what the file itself holds is ever allocated.
+        """
+        with torch.device("meta"):
+            net = build()
+        self.give(net, name, assign=True)
+        return net.requires_grad_(False).eval()
 
-    A checkpoint's config may ask for any size: only what the file itself holds is ever allocated.
-    """
-    with torch.device("meta"):
-        net = build()
-    adopt(net, state, assign=True)
-    return net.requires_grad_(False).eval()
+    def give(self, net: nn.Module, name: str, assign: bool = False) -> None:
+        """Give a net all tensors below `name.`, as `adopt` does. Raises CheckpointError, which names the file."""
+        try:
+            adopt(net, self.part(name), assign)
+        except CheckpointError as e:
+            raise CheckpointError(f"{self.path}: {e}") from e
 
 
 def adopt(net: nn.Module, state: Tensors, assign: bool = False) -> None:
@@ -179,6 +189,7 @@ def load(path: Path) -> Checkpoint:
             tensors,
             {str(k): float(v) for k, v in about["metrics"].items()},
             about.get("generative", False) is True,  # checkpoints from before there was noise do not say
+            path,
         )
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError, ConfigError) as e:
         raise CheckpointError(f"{path}: its description is damaged: {e}") from e

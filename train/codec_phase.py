@@ -56,8 +56,8 @@ def train_codec(run: Run) -> Codec:
     )
     step, reached = 0, 0.0
     if resumed:
-        ckpt.adopt(net, resumed.part("codec_net" if run.resumed_state else "codec_ema"))
-        ckpt.adopt(ema, resumed.part("codec_ema"))
+        resumed.give(net, "codec_net" if run.resumed_state else "codec_ema")
+        resumed.give(ema, "codec_ema")
         if run.resumed_state:
             ckpt.restore_optimizers(run.resumed_state, optimizer)
             step, reached = resumed.step, resumed.metrics.get("psnr", 0.0)

@@ -41,7 +41,7 @@ def train_saliency(run: Run, codec: Codec) -> SaliencyNet:
     step, reached = 0, 0.0
     frozen = net.pretrained
     if resumed:
-        ckpt.adopt(net, resumed.part("saliency_net"))
+        resumed.give(net, "saliency_net")
     if resumed and run.resumed_state:
         ckpt.restore_optimizers(run.resumed_state, optimizer)
         step, reached = resumed.step, resumed.metrics.get("accuracy", 0.0)

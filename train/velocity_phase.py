@@ -103,10 +103,10 @@ def begun(run: Run) -> Learner:
     step, near, moments = 0, ckpt.Tensors(), ckpt.Tensors()
     if part := run.parts.get("velocity"):
         for net in (v, ema):
-            ckpt.adopt(net, part.part("velocity_ema"))
+            part.give(net, "velocity_ema")
     if resumed and resumed.phase == "velocity":
-        ckpt.adopt(v, resumed.part("velocity_net" if run.resumed_state else "velocity_ema"))
-        ckpt.adopt(ema, resumed.part("velocity_ema"))
+        resumed.give(v, "velocity_net" if run.resumed_state else "velocity_ema")
+        resumed.give(ema, "velocity_ema")
         if run.resumed_state:
             others = {NEAR0, NEAR1, *ckpt.named(run.resumed_state, "critic")}
             moments = {k: m for k, m in run.resumed_state.items() if k not in others}

@@ -1,5 +1,6 @@
 import json
 import pickle
+import re
 import resource
 from dataclasses import replace
 
@@ -152,6 +153,20 @@ def test_tensors_that_do_not_fit_the_config_are_refused(made):
         ckpt.save(path, replace(checkpoint, tensors=bad), {})
         with pytest.raises(CheckpointError, match="do not fit its config: 1 differ"):
             ckpt.load(path).velocity()
+
+
+def test_a_checkpoint_says_which_file_it_is_where_its_nets_fail(made):
+    """Whoever loads one has nothing to add: `rfp split`, `rfp evaluate`, a training that goes on."""
+    path, checkpoint = made
+    name = "velocity_ema.stem.weight"
+    ckpt.save(path, replace(checkpoint, tensors=checkpoint.tensors | {name: torch.ones(1)}), {})
+    loaded = ckpt.load(path)
+    for use in (loaded.velocity, lambda: loaded.give(build_velocity_net(tiny()), "velocity_ema")):
+        with pytest.raises(CheckpointError, match=f"^{re.escape(str(path))}: the checkpoint's tensors do not fit"):
+            use()
+    ckpt.save(path, replace(checkpoint, phase="saliency", tensors={}), {})
+    with pytest.raises(CheckpointError, match=f"^{re.escape(str(path))}: this checkpoint is from the saliency phase"):
+        ckpt.load(path).velocity()
 
 
 def test_a_config_that_asks_for_a_huge_net_gets_no_memory(made):
