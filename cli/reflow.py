@@ -130,7 +130,7 @@ def _job(
     old = start.parent.parent if start.parent.name == "checkpoints" else start.with_suffix("")
     before = read_run(old)
     checkpoint = ckpt.load(start)
-    checkpoint.velocity()
+    checkpoint.need_velocity()
     name = run_id or f"{old.name}-{f'distilled-{steps}' if few else 'reflowed'}"
     values = successor(checkpoint.config, steps, few, images)
     if (own := old.parent / name / "config.json").is_file():  # a run that goes on for longer rises as it did

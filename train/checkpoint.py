@@ -77,11 +77,15 @@ class Checkpoint:
 
     def velocity(self) -> VelocityNet:
         """The averaged velocity net, in evaluation mode, on the CPU. Raises CheckpointError."""
+        self.need_velocity()
+        return self._net(lambda: build_velocity_net(self.config), "velocity_ema")
+
+    def need_velocity(self) -> None:
+        """Raise CheckpointError where there is no velocity net yet."""
         if not self.part("velocity_ema"):
             raise CheckpointError(
                 f"{self.path}: this checkpoint is from the {self.phase} phase: it holds no velocity net yet; train on"
             )
-        return self._net(lambda: build_velocity_net(self.config), "velocity_ema")
 
     def saliency(self) -> SaliencyNet | None:
         """The domain classifier, in evaluation mode, or None where the training has none. Raises CheckpointError."""

@@ -80,14 +80,15 @@ def make_pairs(source: Source, folder: Path, count: int, device: torch.device, r
 
     Raises:
         UsageError: the folder holds pairs of another flow, or another count was asked for before.
+        CheckpointError: the flow's net is not as its config says.
     """
     shards = -(-count // SHARD)
     about = source.describe() | {"pairs": shards * SHARD}
     _same(folder, about)
     sides = folder / "0" / about["domains"][0], folder / "1" / about["domains"][1]
-    write_json(folder / ABOUT, about)
-    net = source.checkpoint.velocity().to(device)
+    net = source.checkpoint.velocity().to(device)  # which may not be as its config says: before anything is written
     codec = source.checkpoint.codec().to(device)
+    write_json(folder / ABOUT, about)
 
     def follow(pictures: Uint8 | None, numbers: range, forward: bool) -> Uint8:
         n, out = source.checkpoint.config.train_minibatch_size, []

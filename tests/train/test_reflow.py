@@ -1,6 +1,7 @@
 """Pairs that a flow makes, and the runs that learn from them: reflow and distillation."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -30,7 +31,7 @@ from rfp.train.resolving import resolved
 from rfp.train.saliency import torchvision
 from rfp.train.sides import mirrored
 from rfp.train.training import train
-from rfp.train.velocity_net import integrate_net
+from rfp.train.velocity_net import build_velocity_net, integrate_net
 from trainings import Listener, assert_same, draw_domains, finish, job, tiny
 from typer.testing import CliRunner
 
@@ -329,6 +330,18 @@ def test_what_has_no_velocity_is_named_before_anything_is_written(work, tmp_path
         done = run_command(tmp_path, command, tmp_path / "c", "--run-id", tmp_path / "none")
         assert done.exit_code == 2 and f"rfp: {ckpt.find(tmp_path / 'c')}: this checkpoint is from" in done.stderr
     assert not (tmp_path / "none").exists()
+
+
+def test_a_flow_that_is_not_as_its_config_says_is_named_before_anything_is_written(work, tmp_path, monkeypatch):
+    """And its net is built once, where the pairs are made, not to find out that there is one."""
+    shutil.copytree(work / "run", tmp_path / "c")
+    path = ckpt.find(tmp_path / "c")
+    whole, built = ckpt.load(path), []
+    ckpt.save(path, replace(whole, tensors=whole.tensors | {"velocity_ema.more": torch.ones(1)}), {})
+    monkeypatch.setattr(ckpt, "build_velocity_net", lambda config: built.append(1) or build_velocity_net(config))
+    done = run_command(tmp_path, "distill", tmp_path / "c", "--pairs", 1)
+    assert done.exit_code == 2 and f"rfp: {path}: the checkpoint's tensors do not fit" in done.stderr, done.stderr
+    assert built == [1] and not (tmp_path / "c-distilled-1").exists()
 
 
 def test_one_that_is_made_longer_rises_as_it_began(work):
