@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..runtime.errors import UsageError
-from .train import data_of, require_train
+from .train import data_of, require_train, run_folder
 
 if TYPE_CHECKING:
     from ..train.job import Job
@@ -131,13 +131,14 @@ def _job(
     before = read_run(old)
     checkpoint = ckpt.load(start)
     checkpoint.need_velocity()
-    name = run_id or f"{old.name}-{f'distilled-{steps}' if few else 'reflowed'}"
+    name = f"{old.name}-{f'distilled-{steps}' if few else 'reflowed'}" if run_id is None else run_id
+    folder = run_folder(old.parent, name)
     values = successor(checkpoint.config, steps, few, images)
-    if (own := old.parent / name / "config.json").is_file():  # a run that goes on for longer rises as it did
+    if (own := folder / "config.json").is_file():  # a run that goes on for longer rises as it did
         values["warmup_images"] = read_json(own).get("warmup_images", 0)
     config = override(values, overrides or [], False, f"{start}")
     inputs0, inputs1 = data_of(domain0, domain1, before)
-    folder, parts = old.parent / name, {"velocity": start}
+    parts = {"velocity": start}
     if checkpoint.config.codec.latents:
         parts["codec"] = start
     return Job(config, inputs0, inputs1, folder, checkpoint.seed, device, parts=parts)

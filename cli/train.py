@@ -54,7 +54,7 @@ def train(
         Path | None, typer.Option(help="Run or checkpoint whose averaged velocity net phase 2 starts from, at step 0.")
     ] = None,
     run_id: Annotated[
-        str | None, typer.Option(help="Name of the run's folder; made from the command if not given.")
+        str | None, typer.Option(help="Name of the run's folder in --runs; made from the command if not given.")
     ] = None,
     runs: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
     dev: Annotated[bool, typer.Option("--dev", help="Small batches, frequent samples and logs.")] = False,
@@ -130,6 +130,14 @@ def require_train() -> None:
         raise MissingExtraError(f"training needs {', '.join(missing)}: pip install 'rfp[train]'")
 
 
+def run_folder(runs: Path, name: str) -> Path:
+    """The folder of a run's name. Raises UsageError where that leads elsewhere than right into `runs`."""
+    folder = runs / name
+    if folder.name in ("", "..") or folder.parent.resolve() != runs.resolve():
+        raise UsageError(f"--run-id {name!r}: wanted the plain name of one folder in {runs}, such as zebras")
+    return folder
+
+
 def resolve(
     config: str | None,
     domain0: list[str] | None,
@@ -150,6 +158,7 @@ def resolve(
     from ..train.reading import load_config, override, read_json
 
     start, folder, before = None, None, dict[str, Any]()
+    named = None if run_id is None else run_folder(runs, run_id)
     if checkpoint is not None and parts:
         raise UsageError(
             f"--checkpoint goes on with a whole run, and --{next(iter(parts))}-checkpoint begins one with a part of "
@@ -161,7 +170,7 @@ def resolve(
         old = start.parent.parent if start.parent.name == "checkpoints" else None
         if old:
             before = read_run(old)
-            folder = old if run_id is None or (runs / run_id).resolve() == old.resolve() else None
+            folder = old if named is None or named.resolve() == old.resolve() else None
         if not config:  # a run's own config leaves open what its checkpoints have decided, as the command did
             own = folder / "config.json" if folder else None
             values = read_json(own) if own and own.is_file() else config_of(start)
@@ -173,11 +182,11 @@ def resolve(
     if start and not config:
         settings = override(values, overrides or [], dev, str(start))
     else:
-        config = config or _config_for(runs / run_id if run_id else None, inputs0, inputs1, device)
+        config = config or _config_for(named, inputs0, inputs1, device)
         settings = load_config(config, overrides, dev)
     seed = before.get("seed", 0) if seed is None else seed
     if folder is None:
-        folder = runs / (run_id or default_run_id(config or "run", settings, inputs0, inputs1, seed, parts))
+        folder = named or runs / default_run_id(config or "run", settings, inputs0, inputs1, seed, parts)
     return Job(settings, inputs0, inputs1, folder, seed, device, start, only, parts)
 
 

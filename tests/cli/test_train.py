@@ -56,6 +56,19 @@ def test_the_run_goes_to_stdout_and_progress_to_stderr_in_plain_lines(work):
     assert again.exit_code == 0 and "already trained: step 2 of 2" in again.stderr and only_run(work) == run
 
 
+@pytest.mark.parametrize("name", ["../x", "a/b", "..", ".", "", "/proc/x", "a/..", "a/../../x"])
+def test_a_run_id_never_leads_out_of_the_folder_of_runs(work, name):
+    for more in ((), ("--dry-run",)):
+        result = rfp(*ALL, "--run-id", name, *more)
+        assert result.exit_code == 2 and "wanted the plain name of one folder in runs" in result.stderr, result.stderr
+    assert {path.name for path in work.iterdir()} == {"dark", "bright", "quick.json"}
+
+
+def test_a_run_id_may_be_the_folder_itself_as_completion_gives_it(work):
+    assert rfp(*ALL, "--run-id", work / "runs" / "a/").exit_code == 0
+    assert only_run(work).name == "a"
+
+
 def test_without_a_config_the_device_chooses_it_and_a_run_keeps_the_one_it_has(work):
     result = rfp(*DOMAINS, "--device", "cpu", "--dry-run")
     assert result.exit_code == 0, result.stderr

@@ -302,6 +302,8 @@ def test_a_successor_mirrors_no_pair_whose_noise_stays_as_it_is(work, asked):
     [
         (["distill", "run", "--steps", 3], "--steps is 3; wanted 1, 2 or 4"),
         (["reflow", "run", "--pairs", 0], "--pairs is 0"),
+        (["distill", "run", "--run-id", "../x"], "wanted the plain name of one folder in ."),
+        (["reflow", "run", "--run-id", ""], "wanted the plain name of one folder in ."),
         (["distill", "nowhere"], "no such run"),
         (["reflow", "run", "--pairs-from", "dark"], "holds no pairs"),
         (["reflow", "run", "--set", "saliency_loss_weight=1", "--set", "distill_steps=1"], "distill_steps wants pairs"),
