@@ -13,7 +13,7 @@ from ..runtime.errors import UsageError
 from ..runtime.euler import Solver
 from ..runtime.files import json_text
 from ..runtime.options import FilmOptions, FlowOptions, FolderOptions, PictureOptions
-from .number import number_or
+from .number import counted, number_or
 from .report import as_json as values
 from .report import progress, summary
 
@@ -171,7 +171,8 @@ def _watched(
     except KeyboardInterrupt:
         if busy:
             raise
-    typer.echo(f"rfp: watched {output}: {done} translated in {rounds} rounds, {failed} failed in the last", err=True)
+    counts = f"{done} translated in {counted(rounds, 'round')}, {failed} failed in the last"
+    typer.echo(f"rfp: watched {output}: {counts}", err=True)
     return failed > 0
 
 

@@ -198,6 +198,13 @@ def test_watch_translates_what_is_dropped_and_ends_with_a_summary(work, ending, 
     assert f"4 translated in {rounds} rounds, {int(bad)} failed in the last" in text
 
 
+@pytest.mark.parametrize(("rounds", "said"), [(0, "0 rounds"), (1, "1 round"), (2, "2 rounds")])
+def test_watch_counts_its_rounds_in_words(work, monkeypatch, capsys, rounds, said):
+    monkeypatch.setattr(signal, "signal", lambda *handler: None)
+    _watched(lambda look: [look() for _ in range(rounds)], lambda again: Report(), False, work / "out")
+    assert f"0 translated in {said}, 0 failed in the last" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_shards_of_a_job_array_share_a_folder_at_the_same_time(work):
     for i in range(3, 60):
