@@ -8,6 +8,7 @@ import typer
 from ..runtime.errors import UsageError
 from ..runtime.euler import Solver
 from ..runtime.files import json_text
+from ..runtime.options import picture_format
 from .number import number_or
 from .report import as_json as values
 from .report import progress, summary
@@ -60,7 +61,7 @@ def generate(
                 size=pixels,
                 batch=number_or("batch", batch, "auto"),
                 threads=number_or("threads", threads, "auto"),
-                suffix=f".{format_.lower()}",
+                suffix=f".{picture_format(format_)}",
                 grid=grid,
                 overwrite=overwrite,
                 device=device,

@@ -110,6 +110,15 @@ def in_range(name: str, value: object, low: int, high: int, *others: object) -> 
 
 
 PICTURE_FORMATS = ("png", "jpg", "webp", "gif", "bmp", "tiff")
+_ALSO = {"jpeg": "jpg", "tif": "tiff"}
+
+
+def picture_format(name: str) -> str:
+    """One of PICTURE_FORMATS, as people write it too: JPG, jpeg, tif. Raises UsageError."""
+    known = _ALSO.get(name.lower(), name.lower())
+    if known not in PICTURE_FORMATS:
+        raise UsageError(f"format is {name!r}; wanted one of {', '.join(PICTURE_FORMATS)}")
+    return known
 
 
 @dataclass(frozen=True)
@@ -117,7 +126,7 @@ class PictureOptions:
     """How pictures are written; videos are not concerned.
 
     Args:
-        format: one of PICTURE_FORMATS, for every picture; None keeps each one's own.
+        format: one of PICTURE_FORMATS (jpeg and tif mean jpg and tiff), for every picture; None keeps each one's own.
         quality: of JPEG and WebP, 1 to 100.
     """
 
@@ -126,8 +135,8 @@ class PictureOptions:
 
     def __post_init__(self) -> None:
         in_range("quality", self.quality, 1, 100)
-        if self.format is not None and self.format not in PICTURE_FORMATS:
-            raise UsageError(f"format is {self.format!r}; wanted one of {', '.join(PICTURE_FORMATS)}")
+        if self.format is not None:
+            object.__setattr__(self, "format", picture_format(self.format))  # one spelling for names and ledger
         if self.format not in (None, "jpg", "webp") and self.quality != type(self).quality:
             raise UsageError(f"quality is of JPEG and WebP, and format is {self.format}; leave one of the two out")
 

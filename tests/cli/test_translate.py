@@ -73,6 +73,26 @@ def test_an_output_that_cannot_be_made_is_said_once_and_at_once(work):
         assert result.stderr.count("choose another --output") == 1 and not result.stdout
 
 
+@pytest.mark.parametrize(("word", "suffix"), [("jpeg", ".jpg"), ("JPG", ".jpg"), ("tif", ".tiff"), ("Png", ".png")])
+def test_formats_are_taken_as_people_write_them_by_both_commands(work, word, suffix):
+    bundles.write_bundle(work / "g", bundles.identity(), generative=True)
+    made = rfp("b", "in [x]", "-o", "out", "--format", word)
+    generated = CliRunner().invoke(app, ["generate", "g", "-o", "new", "--format", word])
+    assert made.exit_code == generated.exit_code == 0, made.stderr + generated.stderr
+    pictures = {p.name for folder in ("out", "new") for p in (work / folder).iterdir()} - {"translate.jsonl"}
+    assert pictures == {f"{name}{suffix}" for name in ("0", "1", "2", "seed-0-000000")}
+    again = rfp("b", "in [x]", "-o", "out", "--format", suffix[1:])
+    assert again.exit_code == 0 and "0 translated, 3 there already" in again.stdout
+
+
+@pytest.mark.parametrize("word", ["apng", "j2k", ""])
+def test_what_one_command_does_not_write_the_other_does_not_either(work, word):
+    bundles.write_bundle(work / "g", bundles.identity(), generative=True)
+    for args in (["translate", "b", "in [x]"], ["generate", "g"]):
+        result = CliRunner().invoke(app, [*args, "-o", "out", "--format", word])
+        assert result.exit_code == 2 and f"format is '{word}'; wanted one of png, jpg, webp" in result.stderr
+
+
 def test_one_bad_input_exits_1_and_is_named(work):
     (work / "in [x]" / "bad.png").write_bytes(b"no")
     result = rfp("b", "in [x]", "-o", "out")
