@@ -82,7 +82,7 @@ def translate(
     ] = False,
     page: Annotated[
         Path | None,
-        typer.Option("--report", metavar="FILE", help="Write an HTML page with a slider from before to after."),
+        typer.Option("--report", metavar="FILE.html", help="Write a page with a slider from before to after."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Do again what is there, whoever made it.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,

@@ -57,7 +57,10 @@ document.addEventListener("input", event => {
 
 
 def check_page(file: Path) -> None:
-    """Raise UsageError where `file` is there and no such page, or cannot be written: before all is translated."""
+    """Raise UsageError where `file` is there and no such page, cannot be written, or is named as another kind of file:
+    before all is translated."""
+    if file.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"{file}: the report is a page for browsers; --report wants a name that ends in .html")
     if file.is_dir():
         raise UsageError(f"{file}: is a folder; --report wants the name of an HTML file")
     try:

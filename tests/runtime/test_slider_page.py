@@ -57,6 +57,18 @@ def test_a_page_that_cannot_be_written_is_said_before_anything_is_translated(tmp
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["r2.txt", "report", "report.json", "a.png", ".html", ""])
+def test_a_page_is_named_as_one_before_anything_is_translated(tmp_path, monkeypatch, name):
+    """Any name was taken, and a browser shows r2.txt as text."""
+    monkeypatch.chdir(tmp_path)
+    bundles.write_bundle(tmp_path / "b", bundles.towards(-1), default_steps=1)
+    Image.new("RGB", (48, 64)).save(tmp_path / "a.png")
+    refused = CliRunner().invoke(app, ["translate", "b", "a.png", "-o", "out", "--report", name])
+    assert refused.exit_code == 2 and "--report wants a name that ends in .html" in refused.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"b", "a.png"}
+    assert CliRunner().invoke(app, ["translate", "b", "a.png", "-o", "out", "--report", "R.HTM"]).exit_code == 0
+
+
 @pytest.mark.extra
 def test_the_slider_uncovers_the_input_in_chromium(page, tmp_path):
     webdriver = pytest.importorskip("selenium.webdriver", reason="pip install selenium")
