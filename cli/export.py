@@ -84,26 +84,30 @@ def export(
     require_export(_list(formats))
     from ..export.bundle import export_bundle
 
-    outcomes = export_bundle(
-        source,
-        output,
-        best=best,
-        formats=_list(formats),
-        precisions=_list(precisions),
-        steps=steps,
-        sizes=[_size(text) for text in _list(sizes) if ".." not in text],
-        between=_between(sizes),
-        coreml_batch=coreml_batch,
-        coreml_images=coreml_images,
-        author=author,
-        calibration=calibration,
-        allow_below_floor=allow_below_floor,
-        name=name,
-        licence=licence,
-        provenance=provenance,
-        overwrite=overwrite,
-        note=lambda text: typer.echo(text, err=True),
-    )
+    try:
+        outcomes = export_bundle(
+            source,
+            output,
+            best=best,
+            formats=_list(formats),
+            precisions=_list(precisions),
+            steps=steps,
+            sizes=[_size(text) for text in _list(sizes) if ".." not in text],
+            between=_between(sizes),
+            coreml_batch=coreml_batch,
+            coreml_images=coreml_images,
+            author=author,
+            calibration=calibration,
+            allow_below_floor=allow_below_floor,
+            name=name,
+            licence=licence,
+            provenance=provenance,
+            overwrite=overwrite,
+            note=lambda text: typer.echo(text, err=True),
+        )
+    except KeyboardInterrupt:
+        typer.echo(f"rfp: interrupted; {output} is as it was before; the same command begins anew", err=True)
+        raise typer.Exit(130) from None
     for outcome in outcomes:
         typer.echo(_said(outcome))
     typer.echo(f"{output}: {counted(sum(len(o.graphs) for o in outcomes), 'graph')}")

@@ -96,13 +96,15 @@ def _train(
     try:
         with ranks.together(), reporter() as report:
             job = _job(source.expanduser(), steps, few, images, run_id, domain0, domain1, device, overrides)
-            inputs = _pairs(job, making_steps, pairs, pairs_from, report)
-            inputs0 = job.inputs0 if isinstance(job.inputs0, str) else (inputs[0],)
             try:
+                inputs = _pairs(job, making_steps, pairs, pairs_from, report)
+                inputs0 = job.inputs0 if isinstance(job.inputs0, str) else (inputs[0],)
                 train(replace(job, inputs0=inputs0, inputs1=(inputs[1],)), report)
-            except Interrupted:
+            except (Interrupted, KeyboardInterrupt) as e:
                 report.close()
-                typer.echo("rfp: interrupted and saved; the same command goes on from here", err=True)
+                made = f"; pairs, all but the last 128 at most, are kept in {pairs_from or job.folder / 'pairs'}"
+                saved = " and saved" if isinstance(e, Interrupted) else made
+                typer.echo(f"rfp: interrupted{saved}; the same command goes on from here", err=True)
                 raise typer.Exit(130) from None
     except ranks.AnotherRankFailed as e:
         raise typer.Exit(e.exit_code) from None

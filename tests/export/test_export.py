@@ -235,6 +235,21 @@ def test_an_output_that_is_there_is_kept_unless_it_is_a_bundle_and_overwrite(run
     assert load_bundle(tmp_path / "c").manifest.name == "new" and not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_ctrl_c_says_that_the_output_is_as_it_was(run, bundle, tmp_path, monkeypatch, there):
+    def pressed(*args):
+        raise KeyboardInterrupt
+
+    if there:
+        shutil.copytree(bundle, tmp_path / "b")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.setattr("rfp.export.bundle.prove", pressed)
+    result = rfp(run, "-o", tmp_path / "b", "--overwrite")
+    said = f"rfp: interrupted; {tmp_path / 'b'} is as it was before; the same command begins anew"
+    assert result.exit_code == 130 and said in result.stderr
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_a_checkpoint_that_holds_no_velocity_is_named(tmp_path):
     early = write_run(tmp_path / "early", "saliency")
     with pytest.raises(CheckpointError, match=re.escape(f"{ckpt.find(early)}: ")):

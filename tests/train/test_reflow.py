@@ -16,7 +16,7 @@ from rfp.cli.main import app
 from rfp.runtime import CheckpointError, UsageError
 from rfp.runtime.pixels import to_float, to_uint8
 from rfp.train import checkpoint as ckpt
-from rfp.train import distill
+from rfp.train import distill, reflow
 from rfp.train.config import to_json
 from rfp.train.coupling import paired
 from rfp.train.distill import BACK, Ends, distill_losses, goes_forward
@@ -344,6 +344,24 @@ def test_a_flow_that_is_not_as_its_config_says_is_named_before_anything_is_writt
     done = run_command(tmp_path, "distill", tmp_path / "c", "--pairs", 1)
     assert done.exit_code == 2 and f"rfp: {path}: the checkpoint's tensors do not fit" in done.stderr, done.stderr
     assert built == [1] and not (tmp_path / "c-distilled-1").exists()
+
+
+@pytest.mark.parametrize("command", ["distill", "reflow"])
+def test_ctrl_c_while_pairs_are_made_says_what_is_kept_and_how_to_go_on(work, monkeypatch, command):
+    write, args = reflow._write, [command, work / "run", "--pairs", 300, "--run-id", f"stopped-{command}"]
+
+    def stopped(path, pictures):
+        if path.name == "00001.zip":
+            raise KeyboardInterrupt
+        write(path, pictures)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reflow, "_write", stopped)
+        done = run_command(work, *args, "--images", 10)
+    pairs = work / f"stopped-{command}" / "pairs"
+    assert done.exit_code == 130 and [path.name for path in pairs.rglob("1/*/*")] == ["00000.zip"]
+    assert f"rfp: interrupted; pairs, all but the last 128 at most, are kept in {pairs}; the same" in done.stderr
+    assert run_command(work, *args, "--images", 10).exit_code == 0
 
 
 def test_one_that_is_made_longer_rises_as_it_began(work):
