@@ -19,6 +19,7 @@ from .job import Job, read_run, same_nets, same_training, with_recorded_parts
 from .judging import eval_net
 from .logs import check_loggers
 from .noise import RANDOM, Noise, noise_domain
+from .pairing import same_names
 from .parts import take_parts
 from .resolving import idle, resolved
 from .run import Reporter, Run
@@ -68,8 +69,11 @@ def open_run(job: Job, report: Reporter, dry_run: bool = False) -> Run:
         if both := {path.resolve() for path in job.inputs0} & {path.resolve() for path in job.inputs1}:
             report.note(f"{', '.join(map(str, sorted(both)))}: is in both domains, which then differ by nothing there")
     domain1 = _open(job, job.inputs1, frames, report)
-    if job.config.pairs_by == "paired" and isinstance(domain0, Domain) and not dry_run:
-        domain0, domain1 = whole_pairs(domain0, domain1)
+    if job.config.pairs_by == "paired" and isinstance(domain0, Domain):
+        if not dry_run:
+            domain0, domain1 = whole_pairs(domain0, domain1)
+        if job.only in (None, "velocity"):
+            same_names(domain0, domain1)
     held: tuple[Domain | Noise, Domain] | None = None
     if job.config.eval_every:
         domain0, domain1, held = set_aside(job.config, job.seed, domain0, domain1)

@@ -36,7 +36,7 @@ def couple(run: Run, step: int) -> Pair:
         pairs = random_pairs(len(run.domain0), len(run.domain1), run.seed)
     match config.pairs_by:
         case "paired":
-            return _by_name(run)
+            return paired(len(run.domain1), run.seed)
         case "random":
             return pairs
         case "minibatch_ot":
@@ -45,17 +45,15 @@ def couple(run: Run, step: int) -> Pair:
             return _by_structure(run, step)
 
 
-def _by_name(run: Run) -> Pair:
-    """Raises UsageError unless the domains hold the same names in the same order; noise goes by its numbers."""
-    if isinstance(run.domain0, Domain):
-        names = [[item.name for item in domain.items] for domain in run.pictures]
-        if names[0] != names[1]:
-            odd = next((a, b) for a, b in zip_longest(*names) if a != b)
-            raise UsageError(
-                f"coupling paired: picture {odd[0] or 'none'} of domain 0 stands beside {odd[1] or 'none'} of domain 1 "
-                f"({len(names[0]):,} and {len(names[1]):,} pictures); give both domains files of the same names"
-            )
-    return paired(len(run.domain1), run.seed)
+def same_names(domain0: Domain, domain1: Domain) -> None:
+    """Raise UsageError unless both hold the same names in the same order, as `coupling` `paired` takes them."""
+    names = [[item.name for item in domain.items] for domain in (domain0, domain1)]
+    if names[0] != names[1]:
+        odd = next((a, b) for a, b in zip_longest(*names) if a != b)
+        raise UsageError(
+            f"coupling paired: picture {odd[0] or 'none'} of domain 0 stands beside {odd[1] or 'none'} of domain 1 "
+            f"({len(names[0]):,} and {len(names[1]):,} pictures); give both domains files of the same names"
+        )
 
 
 def _by_structure(run: Run, step: int) -> Pair:

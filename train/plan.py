@@ -16,7 +16,6 @@ from .job import Job
 from .net_config import ResNetSaliencyNet
 from .noise import Noise
 from .opening import open_run
-from .pairing import couple
 from .perceptual import build_perceptual
 from .re_pairing import turns
 from .run import Reporter, Run
@@ -42,7 +41,6 @@ def plan(job: Job, report: Reporter) -> list[str]:
             if again := turns(config, *map(len, run.pictures)):
                 coupling += f", anew before step {', '.join(f'{step:,}' for step in again)}"
         case "paired":
-            couple(run, 1)  # says what is wrong with the names
             coupling = "each with the one of its own name"
     lines = [
         f"run       {run.folder}",

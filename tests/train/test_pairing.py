@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -43,6 +44,18 @@ def test_the_plan_of_pairs_by_name_finds_names_that_differ(work):
         plan(job(work, coupling="paired"), Listener())
     both = Job(tiny(coupling="paired"), (work / "dark",), (work / "dark",), work / "planned", device="cpu")
     assert any("coupling  each with the one of its own name" in line for line in plan(both, Listener()))
+
+
+def test_pairs_by_name_that_differ_are_refused_before_anything_is_written(work):
+    for changes in ({}, {"eval_every": 2}):
+        with pytest.raises(UsageError, match="coupling paired: picture none of domain 0 stands beside 7 of domain 1"):
+            finish(job(work, coupling="paired", **changes))
+        assert not (work / "run").exists()
+
+
+def test_a_classifier_alone_needs_no_pairs(work):
+    finish(replace(job(work, coupling="paired"), only="saliency"))
+    assert (work / "run" / "checkpoints").is_dir()
 
 
 def test_hubs_do_not_keep_any_picture_from_being_drawn(work):
