@@ -20,6 +20,7 @@ from typing import NamedTuple
 import av
 import numpy as np
 
+from ..runtime.discovery import discover
 from ..runtime.errors import MediaError, UsageError
 from ..runtime.files import aside, lock, read_small, write_aside, write_json
 from ..runtime.frames import look, open_video, read
@@ -37,11 +38,15 @@ _held: dict[Path, int] = {}
 
 @dataclass(frozen=True)
 class FrameCache:
-    """How videos are decoded: every `stride`-th frame, at most `limit` bytes on disk; with `dry_run` not at all."""
+    """How videos are decoded: every `stride`-th frame, at most `limit` bytes on disk; with `dry_run` not at all.
+
+    No room is made of films among `others`, the inputs of the run's other domain.
+    """
 
     stride: int = 1
     limit: int = 20 * GIGABYTE
     dry_run: bool = False
+    others: tuple[Path, ...] = ()
 
 
 class Film(NamedTuple):
@@ -96,6 +101,7 @@ def open_films(
     need = sum(s.bytes for s in surveys.values() if isinstance(s, Survey))
     if need:
         there = {base.with_suffix(".rgb") for media, base in bases.items() if media not in surveys}
+        there |= _kept_for_others(folder, size, cache)
         _make_room(folder, need, cache.limit, tell, dry_run=True, wanted=there)
     films: dict[Media, Film | MediaError] = {}
     for media in sorted(videos, key=surveys.__contains__):  # those that are there first, or room would be made of them
@@ -112,6 +118,21 @@ def open_films(
         except MediaError as e:
             films[media] = e
     return [films[media] for media in videos], need
+
+
+def _kept_for_others(folder: Path, size: int, cache: FrameCache) -> set[Path]:
+    """The frames of the other domain's films that are there; they count as used from now on, but in a `dry_run`."""
+    found = discover(cache.others, lambda error: None) if cache.others else ()
+    bases = [folder / _key(media, size, cache.stride) for media in found if media.kind == "video"]
+    there = [base for base in bases if _cached(base)]
+    for base in there if not cache.dry_run else ():
+        if base not in _held:
+            fd = os.open(base.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o666)
+            if lock(fd, shared=True, wait=False):
+                _held[base] = fd
+            else:
+                os.close(fd)  # another process is about to drop it
+    return {base.with_suffix(".rgb") for base in there}
 
 
 def survey(media: Media, size: int, stride: int) -> Survey:

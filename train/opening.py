@@ -1,6 +1,7 @@
 """A job becomes a run: its domains are read, its config resolved, its checkpoint loaded. Nothing is trained yet."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -65,7 +66,7 @@ def open_run(job: Job, report: Reporter, dry_run: bool = False) -> Run:
         if Path(RANDOM).exists():
             report.note(f"domain 0 is noise; {Path(RANDOM).resolve()} is not read (it would be as ./{RANDOM})")
     else:
-        domain0 = _open(job, job.inputs0, frames, report)
+        domain0 = _open(job, job.inputs0, replace(frames, others=job.inputs1), report)
         if both := {path.resolve() for path in job.inputs0} & {path.resolve() for path in job.inputs1}:
             report.note(f"{', '.join(map(str, sorted(both)))}: is in both domains, which then differ by nothing there")
     domain1 = _open(job, job.inputs1, frames, report)

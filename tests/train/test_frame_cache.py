@@ -20,6 +20,9 @@ from rfp.runtime.files import lock
 from rfp.train import frame_cache
 from rfp.train.domains import Crop, open_domain
 from rfp.train.frame_cache import FrameCache, cache_folder
+from rfp.train.job import Job
+from rfp.train.opening import open_run
+from trainings import Listener, tiny
 
 
 @pytest.fixture(autouse=True)
@@ -218,6 +221,29 @@ def test_room_is_never_made_of_films_that_are_wanted_beside_the_one_that_needs_i
     notes = []
     assert numbers(open_domain([new, there], 16, 0, notes.append, FrameCache(limit=2 * one))) == 2 * list(range(10))
     assert [note.split()[0] for note in notes] == ["dropping", "decoding"]
+
+
+def test_room_is_never_made_of_films_of_the_other_domain_of_the_run(tmp_path, cache):
+    """Domain 1's film is in the cache, unused: decoding domain 0's dropped it, to be decoded again at once."""
+    new, there, idle = (write_video(tmp_path / f"{n}.mp4", range(0, 400, 40)) for n in range(3))
+    one = 10 * 20 * 27 * 3
+    for film in (there, idle):
+        open_domain([film], 16)
+        time.sleep(0.01)
+    forget_locks()
+    room = {"max_size": 16, "frame_cache_gigabytes": 2 * one / 10**9, "saliency_loss_weight": 0}
+    for dry_run in (True, False):
+        listener = Listener()
+        run = open_run(Job(tiny(**room), (new,), (there,), tmp_path / "run", device="cpu"), listener, dry_run)
+        assert run.domain1.undecoded == 0 and numbers(run.domain1) == list(range(10))
+    assert numbers(run.domain0) == list(range(10))
+    assert [note.split()[0] for note in listener.notes] == ["dropping", "decoding"]
+    forget_locks()
+    room["frame_cache_gigabytes"] = 2 * one / 10**9 - 1e-9
+    for dry_run in (True, False):
+        with pytest.raises(UsageError, match="frame_cache_gigabytes"):
+            open_run(Job(tiny(**room), (idle,), (there,), tmp_path / "run", device="cpu"), listener, dry_run)
+    assert len(list(cache.rglob("*.rgb"))) == 2
 
 
 def test_a_film_that_has_more_frames_than_were_counted_stops_at_the_limit(tmp_path, cache, monkeypatch):
