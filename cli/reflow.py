@@ -11,6 +11,7 @@ from .train import data_of, require_train, run_folder
 
 if TYPE_CHECKING:
     from ..train.job import Job
+    from ..train.run import Reporter
 
 Run = Annotated[Path, typer.Argument(metavar="RUN|CHECKPOINT", help="Run (its newest checkpoint) or checkpoint file.")]
 Pairs = Annotated[int, typer.Option(help="Pairs that the flow makes of the run's own pictures, 128 at a time.")]
@@ -146,11 +147,12 @@ def _job(
     return Job(config, inputs0, inputs1, folder, checkpoint.seed, device, parts=parts)
 
 
-def _pairs(job: "Job", making_steps: int | None, count: int, made: Path | None, report: object) -> tuple[Path, Path]:
+def _pairs(job: "Job", steps: int | None, count: int, made: Path | None, report: "Reporter") -> tuple[Path, Path]:
     from ..train import checkpoint as ckpt
     from ..train import ranks
     from ..train.device import pick_device
     from ..train.domains import Domain, open_domain
+    from ..train.frame_cache import FrameCache
     from ..train.noise import noise_domain
     from ..train.reflow import Source, made_pairs, make_pairs
 
@@ -163,13 +165,13 @@ def _pairs(job: "Job", making_steps: int | None, count: int, made: Path | None, 
         opened = [
             noise_domain(config, job.seed)
             if isinstance(inputs, str)
-            else open_domain(inputs, config.max_size, config.cache_megabytes << 20)
+            else open_domain(inputs, config.max_size, config.cache_megabytes << 20, report.note, FrameCache.of(config))
             for inputs in (job.inputs0, job.inputs1)
         ]
         if isinstance(opened[0], Domain):
             opened[0].align(config.moves)
-        steps = making_steps or config.num_inference_steps
+        steps = steps or config.num_inference_steps
         source = Source(job.parts["velocity"], checkpoint, opened[0], opened[1], steps, job.seed)  # type: ignore[arg-type]
-        make_pairs(source, folder, count, pick_device(job.device), report)  # type: ignore[arg-type]
+        make_pairs(source, folder, count, pick_device(job.device), report)
     ranks.barrier()
     return made_pairs(folder)

@@ -26,6 +26,7 @@ from ..runtime.files import aside, lock, read_small, write_aside, write_json
 from ..runtime.frames import look, open_video, read
 from ..runtime.media import Media
 from ..runtime.pixels import Uint8
+from .config import RFPix2pixModel
 
 VERSION = 3
 GIGABYTE = 10**9
@@ -47,6 +48,11 @@ class FrameCache:
     limit: int = 20 * GIGABYTE
     dry_run: bool = False
     others: tuple[Path, ...] = ()
+
+    @classmethod
+    def of(cls, config: RFPix2pixModel, dry_run: bool = False) -> "FrameCache":
+        """As a training's config has it."""
+        return cls(config.frame_stride, int(config.frame_cache_gigabytes * GIGABYTE), dry_run)
 
 
 class Film(NamedTuple):

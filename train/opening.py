@@ -15,7 +15,7 @@ from .device import has_forward_mode, pick_device
 from .domains import Domain, hold_out, open_domain, part, whole_pairs
 from .embedders import find_weights
 from .feature_nets import NAMES
-from .frame_cache import GIGABYTE, FrameCache
+from .frame_cache import FrameCache
 from .job import Job, read_run, same_nets, same_training, with_recorded_parts
 from .judging import eval_net
 from .logs import check_loggers
@@ -60,7 +60,7 @@ def open_run(job: Job, report: Reporter, dry_run: bool = False) -> Run:
     if resumed:
         same_nets(resumed, job.config, f"{start}")
     parts = take_parts(job.config, job.parts, read_run(job.folder).get("parts", {}), job.only, resumed)
-    frames = FrameCache(job.config.frame_stride, int(job.config.frame_cache_gigabytes * GIGABYTE), dry_run)
+    frames = FrameCache.of(job.config, dry_run)
     if isinstance(job.inputs0, str):
         domain0: Domain | Noise = noise_domain(job.config, job.seed)
         if Path(RANDOM).exists():

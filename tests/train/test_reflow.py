@@ -11,6 +11,7 @@ from zipfile import ZipFile
 import numpy as np
 import pytest
 import torch
+from films import write_video
 from PIL import Image
 from rfp.cli.main import app
 from rfp.runtime import CheckpointError, UsageError
@@ -362,6 +363,18 @@ def test_ctrl_c_while_pairs_are_made_says_what_is_kept_and_how_to_go_on(work, mo
     assert done.exit_code == 130 and [path.name for path in pairs.rglob("1/*/*")] == ["00000.zip"]
     assert f"rfp: interrupted; pairs, all but the last 128 at most, are kept in {pairs}; the same" in done.stderr
     assert run_command(work, *args, "--images", 10).exit_code == 0
+
+
+def test_pairs_are_made_of_the_frames_that_the_flow_was_trained_on(tmp_path):
+    """They were of every frame, decoded anew, whatever `frame_stride` and `frame_cache_gigabytes` said."""
+    draw_domains(tmp_path)
+    film = write_video(tmp_path / "film.mp4", range(0, 400, 40))
+    flow = replace(job(tmp_path, "run", saliency_loss_weight=0, train_images=5, frame_stride=4), inputs0=(film,))
+    finish(flow)
+    done = run_command(tmp_path, "distill", tmp_path / "run", "--pairs", 1, "--making-steps", 1, "--images", 5)
+    assert done.exit_code == 0, done.stderr
+    about = json.loads((tmp_path / "run-distilled-1" / "pairs" / "pairs.json").read_text())
+    assert about["pictures"] == [3, 9] and "decoding" not in done.stderr
 
 
 def test_one_that_is_made_longer_rises_as_it_began(work):
