@@ -3,8 +3,9 @@
 Every figure stands beside its floor (real pictures against real ones) and its ceiling (the untouched input).
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -103,10 +104,15 @@ def evaluate(
     result.steps = bundle.manifest.default_steps if steps is None else steps
     if note := bundle.manifest.other_steps(steps, solver):
         result.notes.append(note)
-    read = _reader(size, limit, result)
-    real = read("target", target) if target else None
-    given = read("source", source, _shared(source, truth, result) if truth else None) if source else None
-    known = read("truth", truth, given.names) if truth and given else None
+    read, listed = _reader(size, limit, result), partial(_images, on_bad=lambda e: result.failed.append(str(e)))
+    real = read("target", target, listed(target)) if target else None
+    sources = listed(source) if source else []
+    truths = listed(truth) if truth and source else []
+    if truths:
+        sources = _shared(sources, truths, result)
+    given = read("source", source, sources) if source else None
+    names = set(given.names) if given else set()
+    known = read("truth", truth, [media for media in truths if _name(media) in names]) if truths else None
     if given and known:
         given, known = _by_name(given, known, result)
     if given:
@@ -143,8 +149,8 @@ def _check(
 
 
 def _reader(size: int, limit: int, result: Evaluation) -> Callable[..., Pictures]:
-    def read(what: str, where: str | Path, only: Collection[str] | None = None) -> Pictures:
-        found, failures = squares(where, size, limit, only)
+    def read(what: str, where: str | Path, images: Sequence[Media]) -> Pictures:
+        found, failures = _cut(images, size, limit)
         result.failed += failures
         result.counts[what] = len(found.names)
         if len(found.names) < FEWEST:
@@ -155,19 +161,18 @@ def _reader(size: int, limit: int, result: Evaluation) -> Callable[..., Pictures
     return read
 
 
-def squares(
-    where: str | Path, size: int, limit: int, only: Collection[str] | None = None
-) -> tuple[Pictures, list[str]]:
-    """The images of a folder, file or zip as centre squares of `size` px, of all or `only` of these names, at most
-    `limit` of them, spread evenly; videos are passed over. And what could not be read. Raises UsageError where there is
-    no image."""
+def squares(where: str | Path, size: int, limit: int) -> tuple[Pictures, list[str]]:
+    """The images of a folder, file or zip as centre squares of `size` px, at most `limit` of them, spread evenly, and
+    what could not be read. Videos are passed over. Raises UsageError where there is no image."""
     bad: list[MediaError] = []
     found = _images(where, bad.append)
-    if only is not None:
-        wanted = set(only)
-        found = [media for media in found if _name(media) in wanted]
+    pictures, failed = _cut(found, size, limit)
+    return pictures, [*map(str, bad), *failed]
+
+
+def _cut(found: Sequence[Media], size: int, limit: int) -> tuple[Pictures, list[str]]:
     n = min(limit, len(found))
-    names, pixels, failed = [], [], [str(e) for e in bad]
+    names, pixels, failed = list[str](), list[Uint8](), list[str]()
     for media in (found[i * len(found) // n] for i in range(n)):
         try:
             pixels.append(centre_square(read_image(media), size))
@@ -188,18 +193,19 @@ def _name(media: Media) -> str:
     return str(media.relative.with_suffix(""))
 
 
-def _shared(source: str | Path, truth: str | Path, result: Evaluation) -> set[str]:
-    """The names that both folders have; how many of the source have no truth is noted."""
-    given, known = ([_name(media) for media in _images(where, lambda e: None)] for where in (source, truth))
+def _shared(sources: Sequence[Media], truths: Sequence[Media], result: Evaluation) -> list[Media]:
+    """Those of the source of whose names there is a truth; how many others there are is noted."""
+    given, known = ([_name(media) for media in found] for found in (sources, truths))
     both = set(given) & set(known)
     if len(both) < FEWEST:
         raise UsageError(
             f"source and truth share {len(both)} names, wanted {FEWEST} or more: the truth of a/b.png is a/b.png (or "
             f".jpg, …) below its own folder; source has {given[0]}, truth {known[0]}"
         )
-    if left := len(given) - sum(name in both for name in given):
+    kept = [media for media, name in zip(sources, given, strict=True) if name in both]
+    if left := len(given) - len(kept):
         result.notes.append(f"{left} pictures of the source have no truth of their name, and were left out")
-    return both
+    return kept
 
 
 def centre_square(image: Image.Image, size: int) -> Uint8:

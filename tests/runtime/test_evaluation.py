@@ -9,7 +9,8 @@ import bundles
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
-from rfp.runtime import UsageError, load_bundle
+from rfp.runtime import UsageError, evaluation, load_bundle
+from rfp.runtime.discovery import discover
 from rfp.runtime.evaluation import centre_square, evaluate, squares
 from rfp.runtime.features import FeatureNet, describe
 from rfp.runtime.judging import Judge, Scene, _looks
@@ -99,6 +100,20 @@ def test_towards_black_fools_a_classifier_of_darkness_one_way_only(work):
     assert there.translated == 1 and there.untouched < 1
     back = evaluate(bundle, work / "sharp", work / "others", judge=judge, steps=1, reverse=True)
     assert figures(back, "classifier")["fooling rate"].translated > 0  # x − (c − x): away from black
+
+
+def test_each_folder_is_listed_once_and_what_it_holds_that_is_damaged_is_told_once(work, tmp_path, monkeypatch):
+    listed = []
+    monkeypatch.setattr(evaluation, "discover", lambda *args: listed.append(args[0][0].name) or discover(*args))
+    for name in ("sharp", "soft"):
+        shutil.copytree(work / name, tmp_path / name)
+        (tmp_path / name / "bad.zip").write_bytes(b"no")
+    bundle = load_bundle(bundles.write_bundle(tmp_path / "b", bundles.identity()))
+    found = evaluate(bundle, tmp_path / "sharp", work / "others", tmp_path / "soft")
+    assert listed == ["others", "sharp", "soft"]
+    assert [failure.partition(":")[0] for failure in found.failed] == [
+        str(tmp_path / name / "bad.zip") for name in ("sharp", "soft")
+    ]
 
 
 def test_squares_are_cut_as_in_training():
