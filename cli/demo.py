@@ -8,6 +8,7 @@ import typer
 
 from ..runtime.errors import MediaError
 from .export import require_export
+from .paths import path
 
 SHOWN = 12
 """Held-out scenes in the gallery."""
@@ -16,9 +17,9 @@ CONFIG, PAIRS = "tiny", "train_images=9600"
 
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for everything that the demo makes.")] = Path(
-        "rfp-demo"
-    ),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", parser=path, help="Folder for everything that the demo makes.")
+    ] = Path("rfp-demo"),
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE of the config, e.g. train_images=20000; repeatable.")
     ] = None,

@@ -8,6 +8,7 @@ import typer
 
 from ..runtime.errors import ExportError, MissingExtraError, UsageError
 from .number import counted
+from .paths import path
 from .train import require_train
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ def export(
     source: Annotated[
         Path, typer.Argument(metavar="RUN|CHECKPOINT", help="Run folder (its newest checkpoint) or checkpoint file.")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Bundle folder to write.")],
+    output: Annotated[Path, typer.Option("--output", "-o", parser=path, help="Bundle folder to write.")],
     best: Annotated[
         bool,
         typer.Option("--best", help="Of a run with eval_every, the checkpoint of the lowest KID, not the newest."),

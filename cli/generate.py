@@ -10,6 +10,7 @@ from ..runtime.euler import Solver
 from ..runtime.files import json_text
 from ..runtime.options import picture_format
 from .number import number_or
+from .paths import path
 from .report import as_json as values
 from .report import progress, summary
 
@@ -18,7 +19,7 @@ def generate(
     bundle: Annotated[
         Path, typer.Argument(metavar="BUNDLE", help="Folder that `rfp export` wrote, or its velocity.onnx.")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures.")],
+    output: Annotated[Path, typer.Option("--output", "-o", parser=path, help="Folder for the pictures.")],
     count: Annotated[int, typer.Option("--count", "-n", help="How many pictures.")] = 1,
     seed: Annotated[int, typer.Option(help="Picture i is a function of the seed and i alone.")] = 0,
     grid: Annotated[bool, typer.Option("--grid", help="A contact sheet of all of them, too.")] = False,

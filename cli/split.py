@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..runtime.errors import UsageError
+from .paths import path
 from .train import require_train
 
 if TYPE_CHECKING:
@@ -21,9 +22,9 @@ def split(
     checkpoint: Annotated[
         Path, typer.Argument(metavar="RUN|CHECKPOINT", help="Run folder or checkpoint whose classifier sorts.")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to sort into.")],
+    output: Annotated[Path, typer.Option("--output", "-o", parser=path, help="Folder to sort into.")],
     inputs: Annotated[
-        list[Path] | None, typer.Argument(help="Folders, images, videos or zips.", metavar="INPUT")
+        list[Path] | None, typer.Argument(parser=path, help="Folders, images, videos or zips.", metavar="INPUT")
     ] = None,
     threshold: Annotated[
         float | None, typer.Option(help="Probability from which a picture is sorted into a domain; 0.7 if not given.")

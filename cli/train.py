@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..runtime.errors import MissingExtraError, UsageError
+from .paths import path
 
 if TYPE_CHECKING:
     from ..train.job import Job
@@ -56,7 +57,7 @@ def train(
     run_id: Annotated[
         str | None, typer.Option(help="Name of the run's folder in --runs; made from the command if not given.")
     ] = None,
-    runs: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
+    runs: Annotated[Path, typer.Option(parser=path, help="Folder of all runs.")] = Path("runs"),
     dev: Annotated[bool, typer.Option("--dev", help="Small batches, frequent samples and logs.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     seed: Annotated[

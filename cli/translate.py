@@ -14,6 +14,7 @@ from ..runtime.euler import Solver
 from ..runtime.files import json_text
 from ..runtime.options import FilmOptions, FlowOptions, FolderOptions, PictureOptions
 from .number import counted, number_or
+from .paths import path
 from .report import as_json as values
 from .report import progress, summary
 
@@ -25,8 +26,10 @@ def translate(
     bundle: Annotated[
         Path, typer.Argument(metavar="BUNDLE", help="Folder that `rfp export` wrote, or its velocity.onnx.")
     ],
-    inputs: Annotated[list[Path], typer.Argument(help="Folders, images, videos or zips.", metavar="INPUT")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder; or a file, for one input file.")],
+    inputs: Annotated[
+        list[Path], typer.Argument(parser=path, help="Folders, images, videos or zips.", metavar="INPUT")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", parser=path, help="Folder; or a file, for one input file.")],
     steps: Annotated[int | None, typer.Option(help="Euler steps; the bundle's own number if not given.")] = None,
     solver: Annotated[
         str, typer.Option(help="euler, or heun: two velocity calls a step, nearer at equal calls.")
