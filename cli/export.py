@@ -74,7 +74,8 @@ def export(
     overwrite: Annotated[
         bool,
         typer.Option(
-            "--overwrite", help="Replace a bundle that is there already: the folder, whatever else lies in it."
+            "--overwrite",
+            help="Replace a bundle that is there already, unless its folder holds other files too.",
         ),
     ] = False,
 ) -> None:

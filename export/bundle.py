@@ -1,5 +1,6 @@
 """A checkpoint becomes a bundle: graphs, each proven against PyTorch or not kept, and the manifest; all or nothing."""
 
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +9,7 @@ from pathlib import Path
 from ..runtime.bundle import DATA_SUFFIX, digest
 from ..runtime.errors import BundleError, ExportError, MediaError, UsageError
 from ..runtime.files import write_folder_aside
-from ..runtime.manifest import MANIFEST_FILE, Data, Graph
+from ..runtime.manifest import MANIFEST_FILE, ROLES, Data, Graph
 from ..train.checkpoint import BEST
 from .calibration import calibration_pictures
 from .coreml import CoreML, coreml_maker, images_maker
@@ -27,10 +28,14 @@ from .proof import (
 )
 from .sizes import Between, Sizes
 from .source import Size, Source, open_source
-from .web import web_runtime, write_page
+from .web import PAGE_FILES, RUNTIME_FOLDER, web_runtime, write_page
 
 DEFAULT_PRECISION = {"onnx": "fp32", "coreml": "fp16"}
 """By format: what is made where no precision is asked for, and what its files' names do not mention."""
+LITTER = (".DS_Store", "Thumbs.db")
+"""What file managers leave in any folder."""
+_GRAPH = re.compile(rf"({'|'.join((*ROLES, 'translate'))})(\.\w+)?\.(mlpackage|onnx({re.escape(DATA_SUFFIX)})?)")
+"""Names of the graphs of any format and precision."""
 WEB = "web"
 """Asked for as a format: ONNX graphs with a page for browsers around them."""
 
@@ -91,15 +96,14 @@ def export_bundle(
         What became of each format and precision. Those with an `error` are not in the bundle.
 
     Raises:
-        UsageError: no such run, the output is there already, or an option out of range.
+        UsageError: no such run, the output is there already (with `overwrite`: and holds other files too), or an option
+            out of range.
         CheckpointError: the checkpoint is damaged or holds no velocity net.
         ExportError: nothing could be kept, or its page not be made; nothing is left.
         MissingExtraError: a page, and no npm to fetch what it needs.
     """
-    if output.exists() and not overwrite:
-        raise UsageError(f"{output}: is there already; give another -o, or --overwrite to replace it")
-    if overwrite and output.exists() and not (output / MANIFEST_FILE).is_file():
-        raise UsageError(f"{output}: is not a bundle (it has no {MANIFEST_FILE}), so --overwrite leaves it alone")
+    if output.exists():
+        _replaceable(output, overwrite)
     wanted = _wanted(formats, precisions)
     if calibration is not None and "int8" not in {p for some in wanted.values() for p in some}:
         raise UsageError("--calibration is for int8; add --precision int8")
@@ -134,6 +138,22 @@ def export_bundle(
         if runtime and any(graph.format == "onnx" for graph in graphs):
             write_page(folder, runtime)
     return outcomes
+
+
+def _replaceable(output: Path, overwrite: bool) -> None:
+    """Raise UsageError unless what is there may go: a bundle, and nothing beside it that no export has written."""
+    if not overwrite:
+        raise UsageError(f"{output}: is there already; give another -o, or --overwrite to replace it")
+    if not (output / MANIFEST_FILE).is_file():
+        raise UsageError(f"{output}: is not a bundle (it has no {MANIFEST_FILE}), so --overwrite leaves it alone")
+    ours = {output / name for name in (MANIFEST_FILE, *PAGE_FILES, *LITTER)}
+    others = [p for p in (*output.iterdir(), *(output / RUNTIME_FOLDER).glob("*")) if p not in ours]
+    if found := sorted(str(p.relative_to(output)) for p in others if not _GRAPH.fullmatch(p.name)):
+        named = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if found[3:] else "")
+        raise UsageError(
+            f"{output}: holds {named} beside the bundle, which --overwrite would delete with it; move that elsewhere, "
+            "or give another -o"
+        )
 
 
 def _which(source: Path, best: bool, step: int) -> str:

@@ -31,6 +31,13 @@ RUNTIME_FILES = (
 )
 """Of the package's 37; a visitor fetches two of them."""
 SITE = Path(__file__).parent / "site"
+RUNTIME_FOLDER = "ort"
+PAGE_FILES = (
+    *sorted(file.name for file in SITE.iterdir()),
+    RUNTIME_FOLDER,
+    *(f"{RUNTIME_FOLDER}/{name}" for name in (*RUNTIME_FILES, "LICENSE")),
+)
+"""All that a page adds to a bundle's folder."""
 MOST_BYTES = 1 << 31
 """Of the graphs of a precision together: browsers hold no larger buffer, and WebAssembly addresses 4 GiB in all."""
 
@@ -72,13 +79,13 @@ def write_page(folder: Path, runtime: Path) -> None:
             )
     for file in sorted(SITE.iterdir()):
         shutil.copyfile(file, folder / file.name)
-    (folder / "ort").mkdir()
+    (folder / RUNTIME_FOLDER).mkdir()
     with tarfile.open(runtime) as package:
         for name in RUNTIME_FILES:
             member = package.extractfile(f"package/dist/{name}")
             assert member is not None
-            (folder / "ort" / name).write_bytes(member.read())
-    (folder / "ort" / "LICENSE").write_text(_LICENCE, encoding="utf-8")
+            (folder / RUNTIME_FOLDER / name).write_bytes(member.read())
+    (folder / RUNTIME_FOLDER / "LICENSE").write_text(_LICENCE, encoding="utf-8")
 
 
 def _npm_pack(folder: Path, kept: Path) -> Path:

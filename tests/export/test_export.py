@@ -250,6 +250,29 @@ def test_ctrl_c_says_that_the_output_is_as_it_was(run, bundle, tmp_path, monkeyp
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize("name", ["notes.txt", "sub/a.png", "ort/mine.js", "my-velocity.onnx", "velocity.onnx.bak"])
+def test_overwrite_deletes_nothing_that_no_export_has_written(run, bundle, tmp_path, name):
+    output = tmp_path / "b"
+    shutil.copytree(bundle, output)
+    mine = output / name
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("mine")
+    with pytest.raises(UsageError, match=rf"b: holds .*{name.partition('/')[0]}.* beside the bundle"):
+        export_bundle(run, output, overwrite=True)
+    assert mine.read_text() == "mine" and not list(tmp_path.glob(".*"))
+
+
+def test_overwrite_replaces_an_export_of_any_format_and_precision(run, bundle, tmp_path, quick):
+    output = tmp_path / "b"
+    shutil.copytree(bundle, output)
+    names = ["velocity.int8.onnx", "encoder.onnx", "decoder.fp16.onnx.data", "translate.palette6.mlpackage/a"]
+    for name in (*names, "velocity.mlpackage/b", "index.html", "ort/LICENSE", ".DS_Store"):
+        (output / name).parent.mkdir(exist_ok=True)
+        (output / name).write_text("old")
+    export_bundle(run, output, overwrite=True)
+    assert {path.name for path in output.iterdir()} == {"rfp.json", "velocity.onnx"}
+
+
 def test_a_checkpoint_that_holds_no_velocity_is_named(tmp_path):
     early = write_run(tmp_path / "early", "saliency")
     with pytest.raises(CheckpointError, match=re.escape(f"{ckpt.find(early)}: ")):
