@@ -86,7 +86,8 @@ def _graph(graph: dict[str, Any]) -> str:
 def _checkpoint(values: dict[str, Any]) -> list[str]:
     config = values["config"]
     parts = (f"{name} {part['numbers']:,}" for name, part in values["parts"].items() if name != "samples")
-    nets = [config.get(net) for net in ("codec", "velocity_net", "saliency_net")]
+    held = {"codec_ema": "codec", "velocity_ema": "velocity_net", "saliency_net": "saliency_net"}
+    nets = [config.get(net) for part, net in held.items() if part in values["parts"]]
     rows = {
         "domains": _domains(values["domains"], values["generative"]),
         "phase": f"{values['phase']}, step {values['step']:,}, seed {values['seed']}",

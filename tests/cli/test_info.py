@@ -2,15 +2,17 @@
 
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
 
 import bundles
 import pytest
+import torch
 from rfp.cli.main import app
 from rfp.train import checkpoint as ckpt
-from trainings import write_run
+from trainings import LATENT, tiny, write_run
 from typer.testing import CliRunner
 
 
@@ -82,6 +84,16 @@ def test_a_checkpoint_is_described_from_its_header_as_torch_reads_it(run):
         part = checkpoint.part(name).values()
         assert values["parts"][name] == {"tensors": len(part), "numbers": sum(x.numel() for x in part)}
     assert f"velocity_ema {values['parts']['velocity_ema']['numbers']:,}" in info(path).stdout
+
+
+def test_only_nets_that_a_checkpoint_holds_are_named(tmp_path):
+    """A run without a classifier was said to have one, for its config describes one."""
+    assert re.findall("nets +(.*)", info(write_run(tmp_path / "plain")).stdout) == ["UNet"]
+    assert re.findall("nets +(.*)", info(write_run(tmp_path / "latent", **LATENT)).stdout) == ["VAE, UNet"]
+    tensors = {"saliency_net.a": torch.ones(1)}
+    one = ckpt.Checkpoint(tiny(), "saliency", 9, 0, ("dark", "bright"), tensors)
+    ckpt.save(tmp_path / "one.safetensors", one, {})
+    assert re.findall("nets +(.*)", info(tmp_path / "one.safetensors").stdout) == ["ConvSaliencyNet"]
 
 
 def test_a_run_is_its_newest_checkpoint_by_phase(run):
