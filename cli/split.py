@@ -56,7 +56,7 @@ def split(
         raise UsageError("give INPUT: folders, images, videos or zips (or --verify, to check --output)")
     checkpoint, output, *sources = paths([checkpoint, output, *(inputs or [])])
     classifier = sorting.load_classifier(checkpoint, device)
-    if threshold is not None and threshold > classifier.taught:
+    if threshold is not None and classifier.taught < threshold <= 1:
         typer.echo(
             f"rfp: this classifier was trained to be no surer than {classifier.taught:.1%} (label smoothing); "
             f"with --threshold {threshold:g} most pictures will be uncertain",

@@ -78,7 +78,9 @@ def read_folder(folder: Path) -> Sorted:
         if not isinstance(settings, dict) or settings["format"] != FORMAT:
             raise ValueError(f"format {FORMAT} was wanted")
     except (OSError, ValueError, KeyError) as e:
-        raise UsageError(f"{folder}: not a folder that rfp split wrote: {SETTINGS}: {e}") from e
+        raise UsageError(
+            f"{folder}: not a folder that rfp split wrote: {SETTINGS}: {getattr(e, 'strerror', None) or e}"
+        ) from e
     out = Sorted(folder, settings)
     for name in FOLDERS:
         for path in sorted((folder / name).iterdir()) if (folder / name).is_dir() else ():

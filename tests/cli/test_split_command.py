@@ -72,6 +72,13 @@ def test_a_threshold_above_what_the_classifier_was_taught_is_warned_of(work):
     assert result.exit_code == 0 and "no surer than 90.0% (label smoothing)" in result.stderr
 
 
+def test_what_is_refused_is_said_in_one_plain_line(work):
+    for args in (("in [x]", "-o", "out", "--threshold", 2), ("--verify", "-o", "nowhere")):
+        result = rfp("run", *args)
+        assert result.exit_code == 2 and len(result.stderr.splitlines()) == 1, result.stderr
+    assert result.stderr == "rfp: nowhere: not a folder that rfp split wrote: split.json: No such file or directory\n"
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [
