@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from .paths import path
 from .train import require_train
 
 if TYPE_CHECKING:
@@ -20,12 +21,14 @@ if TYPE_CHECKING:
 def evaluate(
     bundle: Annotated[Path, typer.Argument(help="Folder that `rfp export` wrote, or its velocity.onnx.")],
     source: Annotated[
-        Path | None, typer.Option(help="Pictures to translate; none for a bundle that generates.")
+        Path | None, typer.Option(parser=path, help="Pictures to translate; none for a bundle that generates.")
     ] = None,
     target: Annotated[
-        Path | None, typer.Option(help="Pictures of the domain that is translated into, any: for realism.")
+        Path | None, typer.Option(parser=path, help="Pictures of the domain that is translated into, any: for realism.")
     ] = None,
-    truth: Annotated[Path | None, typer.Option(help="What the source should become, by the same names.")] = None,
+    truth: Annotated[
+        Path | None, typer.Option(parser=path, help="What the source should become, by the same names.")
+    ] = None,
     features: Annotated[
         str | None,
         typer.Option(
@@ -34,7 +37,9 @@ def evaluate(
             "classifier). Statistics of texture and colour if not given.",
         ),
     ] = None,
-    classifier: Annotated[Path | None, typer.Option(help="Run or checkpoint whose classifier is to be fooled.")] = None,
+    classifier: Annotated[
+        Path | None, typer.Option(parser=path, help="Run or checkpoint whose classifier is to be fooled.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Euler steps; the bundle's own number if not given.")] = None,
     solver: Annotated[
         str, typer.Option(help="euler, or heun: two velocity calls a step, nearer at equal calls.")

@@ -62,7 +62,11 @@ def export(
     ] = 1,
     calibration: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Pictures of domain 0 to calibrate int8 with; the checkpoint's if not given."),
+        typer.Option(
+            parser=path,
+            metavar="DIR",
+            help="Pictures of domain 0 to calibrate int8 with; the checkpoint's if not given.",
+        ),
     ] = None,
     allow_below_floor: Annotated[
         bool, typer.Option("--allow-below-floor", help="Keep graphs that fail their proof; the manifest says so.")

@@ -14,6 +14,8 @@ from typer.testing import CliRunner
         (["export", "run", "-o", ""], "'--output' / '-o'"),
         (["split", "run", "a.png", "-o", ""], "'--output' / '-o'"),
         (["split", "run", "", "-o", "out"], "'INPUT'"),
+        *((["evaluate", "b", f"--{name}", ""], f"'--{name}'") for name in ("source", "target", "truth", "classifier")),
+        (["export", "run", "-o", "b", "--calibration", ""], "'--calibration'"),
         (["demo", "-o", ""], "'--output' / '-o'"),
         (["train", "-d0", "a.png", "-d1", "a.png", "--runs", ""], "'--runs'"),
     ],
