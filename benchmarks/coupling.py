@@ -27,7 +27,7 @@ from rfp.train.frame_cache import cache_folder
 from rfp.train.neighbours import neighbours
 from rfp.train.net_config import ResNetSaliencyNet
 from rfp.train.saliency import ImageNetNormalize, load_weights_file, torchvision
-from rfp.train.sides import one_sided, thumbnails
+from rfp.train.sides import apart, counted, one_sided, thumbnails
 from rfp.train.transport import transport_pairs
 
 CPU = torch.device("cpu")
@@ -86,7 +86,10 @@ def main() -> None:
     domains = [open_domain([folder], args.size, 1 << 30) for folder in (args.domain0, args.domain1)]
     x0, x1 = (pictures(domain) for domain in domains)
     cache = EmbeddingCache(cache_folder(), print)
-    print(f"one-sided: {one_sided(*map(thumbnails, domains)):.1%}\n")
+    small = [thumbnails(domain) for domain in domains]
+    colours = apart(*small), apart(*map(counted, small))
+    print(f"one-sided: {one_sided(*small):.1%}")
+    print("colours apart, of chance: {:.2f} in their places, {:.2f} as they are counted\n".format(*colours))
     titles = ["embedder", "nearest, 0 → 1", "1 → 0", f"{args.k}th, 0 → 1", "domain 1 drawn at K = 1"]
     titles += ["true pair nearest, 0 → 1", "1 → 0"] if args.pairs else []
     print(f"| {' | '.join(titles)} |\n|{' --- |' * len(titles)}")

@@ -126,7 +126,7 @@ class RFPix2pixModel(Strict):
         description="c of √(e² + c²) − c, by which that term, and the distance beside a critic, count each pixel, e² "
         "the mean square of its error over the channels, in units of a picture's -1 to 1: where partners disagree "
         "this keeps to the most of them, not to their mean. 0: squares. `null` is 0.01 for pairs of similar "
-        "pictures, 0 for other pairs and for latents.",
+        "pictures, 0 for other pairs, for latents, and where `match_colours` makes partners agree.",
     )
     saliency_loss_weight: Weight = Field(
         0.0, description="Weight of the §5.3 loss, ‖∇h(x_t)ᵀ(x1 − x0 − v)‖² over its scale; 0 skips phase 1."
@@ -171,6 +171,13 @@ class RFPix2pixModel(Strict):
     structure_pairing: bool | None = Field(
         None,
         description="`true` is the same as `coupling` `structure`; `false` as `random`, unless `coupling` says more.",
+    )
+    match_colours: bool | None = Field(
+        None,
+        description="A picture's neighbour of the other domain takes its colours, by one affine map of colours for "
+        "each pair: for domains of things in any colour, in any place, of which none has a neighbour that has both "
+        "right. `null`: where chance may explain what sets the colours of 200 pictures or more of each domain apart, "
+        "and pictures are taken as they lie.",
     )
     self_pairing: Fraction = Field(
         0.0,
@@ -307,6 +314,9 @@ class RFPix2pixModel(Strict):
                 "distill_steps follows another flow, adversarial_weight real pictures: set one of the two to 0 or null"
             )
             problems.append((("distill_steps", "adversarial_weight"), about))
+        if self.adversarial_weight and self.match_colours:
+            about = "match_colours changes real pictures, from which a critic learns: set one of the two to 0 or null"
+            problems.append((("match_colours", "adversarial_weight"), about))
         if self.adversarial_weight and (side := self.latent_shape[-1]) < 8:
             about = f"adversarial_weight: its critic wants a side of 8 or more; max_size {self.max_size} gives {side}"
             problems.append((("adversarial_weight", "max_size", "codec"), about))
@@ -331,6 +341,11 @@ class RFPix2pixModel(Strict):
     def moves(self) -> Alignment:
         """By which domain 0 is moved when it is read: pairs by name, as those that a flow made, lie as they should."""
         return IDENTITY if self.pairs_by == "paired" else self.aligned_by
+
+    @property
+    def matches_colours(self) -> bool:
+        """`match_colours`, where pairs are of neighbours."""
+        return bool(self.match_colours) and self.pairs_by == "structure"
 
     @property
     def cropped(self) -> float:

@@ -18,6 +18,7 @@ from ..runtime.pixels import Float, Uint8, to_float
 from . import ranks
 from .domains import LEAST, WORKERS, Crop, Domain, Indices
 from .noise import Noise
+from .recolouring import recoloured
 
 Pair = Callable[[int], tuple[int, int]]
 """The k-th pair of a training: indices into domain 0 and domain 1."""
@@ -92,6 +93,7 @@ def batches(
     crop_scale: float = LEAST,
     crop_share: float = 1.0,
     cutmix: float = 0.0,
+    match_colours: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Batches `start` to `stop` of x0, x1 [B, 3, size, size] in [-1, 1]; read ahead by `depth` batches.
 
@@ -113,7 +115,14 @@ def batches(
         least = least_crop(crop_scale, size, *(picture.size for picture in pictures))
         crop = Crop.draw(np.random.default_rng([seed, 3, k]), flip, least, crop_share)
         *first, x1 = (crop.apply(picture, size) for picture in pictures)
-        return domain0.draw(i) if isinstance(domain0, Noise) else first[0], x1, crop.place(size)
+        if isinstance(domain0, Noise):
+            return domain0.draw(i), x1, crop.place(size)
+        (x0,) = first
+        if match_colours and k % 2 == 0:
+            x1 = recoloured(x1, x0)
+        elif match_colours:
+            x0 = recoloured(x0, x1)
+        return x0, x1, crop.place(size)
 
     mine = ranks.share(batch)
     with ThreadPoolExecutor(WORKERS) as pool:

@@ -38,6 +38,8 @@ def plan(job: Job, report: Reporter) -> list[str]:
             coupling = f"optimal transport within each {config.train_batch_size} pairs"
         case "structure":
             coupling = f"{config.structure_candidates} nearest by {config.structure_embedder}"
+            if config.matches_colours:
+                coupling += ", in each other's colours"
             if again := turns(config, *map(len, run.pictures)):
                 coupling += f", anew before step {', '.join(f'{step:,}' for step in again)}"
         case "paired":

@@ -194,6 +194,7 @@ def successor(teacher: RFPix2pixModel, steps: int, distill: bool, images: int | 
     return to_json(teacher) | {
         "coupling": "paired",
         "structure_pairing": False,
+        "match_colours": False,
         "random_crop": False,
         "horizontal_flip": False,
         "cutmix": 0.0,

@@ -17,7 +17,7 @@ from .coupling import least_crop
 from .domains import Domain
 from .net_config import UNetConfig
 from .noise import Noise
-from .sides import colourfulness
+from .sides import colourfulness, same_colours
 from .velocity_net import build_velocity_net, parameters
 
 EPOCHS, MOST_EPOCHS = 12, 75
@@ -68,8 +68,12 @@ def resolved(
         changes["alignment"] = [*found]
         if why:
             note(why)
+    if config.match_colours is None:
+        as_they_lie = tuple(changes.get("alignment", config.aligned_by)) == IDENTITY
+        changes["match_colours"] = as_they_lie and _matched(config, domain0, domain1, weights, note)
+    matched = config.pairs_by == "structure" and changes.get("match_colours", config.match_colours)
     if config.flow_loss_huber is None:
-        squares = free or config.pairs_by != "structure" or config.codec.latents
+        squares = free or config.pairs_by != "structure" or config.codec.latents or matched
         changes["flow_loss_huber"] = 0.0 if squares else HUBER
     net = config.velocity_net
     if isinstance(net, UNetConfig):
@@ -96,6 +100,7 @@ def idle(config: RFPix2pixModel) -> list[str]:
     vae = isinstance(codec, VAEConfig) and codec.perceptual_weights and not codec.perceptual_weight
     by_eye = config.distill_perceptual_weights and not config.distill_perceptual_weight
     found = {
+        "match_colours: pairs are not of neighbours": config.match_colours and not config.matches_colours,
         "bridge_noise: there is no path between pairs with distill_steps": steps and config.bridge_noise,
         "flow_loss_huber: distill_loss is the distance with distill_steps": steps and config.flow_loss_huber,
         "distill_perceptual_weight: distill_steps is null": config.distill_perceptual_weight and not steps,
@@ -148,6 +153,24 @@ def _critic(
         return {"adversarial_weight": 0.0}
     note("a critic ends the training, and one step will do: domain 0 has no colours, and pairs would average them")
     return {"adversarial_weight": 1.0, "num_inference_steps": 1}
+
+
+def _matched(
+    config: RFPix2pixModel,
+    domain0: Domain | Noise,
+    domain1: Domain,
+    weights: ckpt.Checkpoint | None,
+    note: Callable[[str], None],
+) -> bool:
+    """Whether neighbours are to take each other's colours; as it was where a training goes on."""
+    if isinstance(domain0, Noise) or config.pairs_by != "structure" or config.adversarial_weight:
+        return False
+    if weights:
+        return bool(weights.config.match_colours)
+    if domain0.undecoded or domain1.undecoded or not ranks.once(partial(same_colours, domain0, domain1)):
+        return False
+    note("match_colours: neighbours take each other's colours, which by all that is seen are not what differs")
+    return True
 
 
 def small(config: RFPix2pixModel, domain0: Domain | Noise, domain1: Domain) -> bool:

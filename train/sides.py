@@ -14,6 +14,9 @@ CELLS = 16
 """Side of their thumbnails."""
 SPLITS = 200
 """Random splits of all pictures in two that the domains are compared with."""
+FEWEST, APART = 200, 2.0
+"""Pictures of each domain without which nothing is said of their colours, and how often as far apart as by chance
+they may be: up to 1.7 where they are of the same, 2.8 and more else (figures in benchmarks/RESULTS.md)."""
 LEAST_SHARE = 0.02
 """Of the difference between the mean pictures that a side must account for (figures in benchmarks/RESULTS.md)."""
 
@@ -66,3 +69,29 @@ def colourfulness(domain: Domain) -> float:
     """By how much the largest of a pixel's three levels exceeds the least, on an average: 0 in greys, 2 at most."""
     x = thumbnails(domain, 64)
     return float((x.max(axis=1) - x.min(axis=1)).mean())
+
+
+def same_colours(domain0: Domain, domain1: Domain) -> bool:
+    """Whether chance may explain what sets the colours of two domains apart: which are where, and how often each is."""
+    x0, x1 = thumbnails(domain0), thumbnails(domain1)
+    return min(len(x0), len(x1)) >= FEWEST and apart(x0, x1) < APART and apart(counted(x0), counted(x1)) < APART
+
+
+def counted(x: Float) -> Float:
+    """Shares of each picture [N, 3, H, W] that are of each of 64 colours, four levels of each channel: [N, 64]."""
+    levels = ((x + 1) * 2).clip(0, 3).astype(np.int64)
+    which = np.einsum("ncp,c->np", levels.reshape(*levels.shape[:2], -1), [16, 4, 1])
+    return np.stack([(which == colour).mean(axis=1, dtype=np.float32) for colour in range(64)], axis=1)
+
+
+def apart(x0: Float, x1: Float) -> float:
+    """The squared distance of two domains' means [N, …], each number in units of its deviation, over the mean of that
+    of SPLITS random splits of all pictures: about 1 where chance may explain it (a permutation test, as above)."""
+    both = np.concatenate([x0, x1]).reshape(len(x0) + len(x1), -1)
+    deviation = both.std(axis=0)
+    both = (both - both.mean(axis=0))[:, deviation > 1e-6] / deviation[deviation > 1e-6]
+    rng, first = np.random.default_rng(0), np.arange(len(both)) < len(x0)
+    splits = np.stack([first, *(rng.permutation(first) for _ in range(SPLITS))])
+    weights = np.where(splits, 1 / len(x0), -1 / len(x1)).astype(np.float32)
+    found, *chance = np.square(weights @ both).sum(axis=1)
+    return float(found / max(np.mean(chance), 1e-12))

@@ -168,7 +168,13 @@ def coupled(run: Run, codec: Codec, now: Learner, pairs: Pair) -> Iterator[tuple
         stop = min(turn for turn in (*again, whole, config.steps) if turn > step)
         share = config.cropped if step < whole else 0.0
         draws = run.domain0, run.domain1, pairs, config.train_batch_size, step, stop, run.seed, mirror
-        yield from batches(*draws, crop_scale=config.crop_scale, crop_share=share, cutmix=cutmix)
+        yield from batches(
+            *draws,
+            crop_scale=config.crop_scale,
+            crop_share=share,
+            cutmix=cutmix,
+            match_colours=config.matches_colours,
+        )
         step = stop
 
 
