@@ -87,7 +87,8 @@ class RFPix2pixModel(Strict):
     horizontal_flip: bool | None = Field(
         None,
         description="Mirror half of the pairs, both pictures of a pair together. `null`: unless what sets the domains "
-        "apart has a side, as light from the left or a mark in a corner has; that is measured on their mean pictures.",
+        "apart has a side, as light from the left or a mark in a corner has; that is measured on their mean pictures. "
+        "Where `match_colours` is on, and nothing is seen there, not.",
     )
     random_crop: bool = Field(
         True, description="Cut squares at random out of the middle one, the same from both; or take it whole."

@@ -27,6 +27,11 @@ def mirrored(config: RFPix2pixModel, domain0: Domain | Noise, domain1: Domain) -
         return config.horizontal_flip, ""
     if isinstance(domain0, Noise):
         return True, ""
+    if config.matches_colours:
+        return (
+            False,
+            "mirroring none of the pairs: what sets the domains apart is not seen, and may have a side",
+        )
     share = one_sided(thumbnails(domain0), thumbnails(domain1))
     which = "half" if share < LEAST_SHARE else "none"
     return share < LEAST_SHARE, f"mirroring {which} of the pairs: {share:.0%} of what sets the domains apart has a side"

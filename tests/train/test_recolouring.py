@@ -14,7 +14,7 @@ from rfp.train.domains import open_domain
 from rfp.train.noise import noise_domain
 from rfp.train.recolouring import recoloured
 from rfp.train.resolving import HUBER, idle, resolved
-from rfp.train.sides import FEWEST, same_colours
+from rfp.train.sides import FEWEST, mirrored, same_colours
 from trainings import finish, job, tiny
 
 FREE = {"match_colours": None, "flow_loss_huber": None, "coupling": "structure", "structure_pairing": None}
@@ -203,3 +203,12 @@ def test_a_training_draws_its_pairs_so(drawn, tmp_path, monkeypatch, changes, wa
     monkeypatch.setattr(velocity_phase, "batches", watched)
     finish(job(tmp_path, saliency_loss_weight=0, **FREE | {"match_colours": True} | changes))
     assert seen and all(on is wanted for on in seen)
+
+
+def test_where_nothing_is_seen_of_what_sets_domains_apart_it_may_have_a_side(drawn):
+    """A light on the left of things that lie anywhere shows in no mean picture, and mirrored pairs would teach two."""
+    domains = drawn(disc, seed=0), drawn(square)
+    assert mirrored(tiny(), *domains)[0]
+    on, why = mirrored(tiny(**FREE | {"match_colours": True}), *domains)
+    assert not on and "mirroring none of the pairs" in why
+    assert mirrored(tiny(**FREE | {"match_colours": True, "horizontal_flip": True}), *domains)[0]
