@@ -194,7 +194,7 @@ def successor(teacher: RFPix2pixModel, steps: int, distill: bool, images: int | 
     return to_json(teacher) | {
         "coupling": "paired",
         "structure_pairing": False,
-        "match_colours": False,
+        "match_colours": teacher.match_colours and False,  # left open where it was
         "random_crop": False,
         "horizontal_flip": False,
         "cutmix": 0.0,

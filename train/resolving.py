@@ -68,12 +68,12 @@ def resolved(
         changes["alignment"] = [*found]
         if why:
             note(why)
-    if config.match_colours is None:
+    if config.match_colours is None and config.pairs_by == "structure":
         as_they_lie = tuple(changes.get("alignment", config.aligned_by)) == IDENTITY
         changes["match_colours"] = as_they_lie and _matched(config, domain0, domain1, weights, note)
-    matched = config.pairs_by == "structure" and changes.get("match_colours", config.match_colours)
     if config.flow_loss_huber is None:
-        squares = free or config.pairs_by != "structure" or config.codec.latents or matched
+        squares = free or config.pairs_by != "structure" or config.codec.latents
+        squares = squares or changes.get("match_colours", config.match_colours)  # by which partners agree
         changes["flow_loss_huber"] = 0.0 if squares else HUBER
     net = config.velocity_net
     if isinstance(net, UNetConfig):
@@ -163,7 +163,7 @@ def _matched(
     note: Callable[[str], None],
 ) -> bool:
     """Whether neighbours are to take each other's colours; as it was where a training goes on."""
-    if isinstance(domain0, Noise) or config.pairs_by != "structure" or config.adversarial_weight:
+    if isinstance(domain0, Noise) or config.adversarial_weight:
         return False
     if weights:
         return bool(weights.config.match_colours)

@@ -13,6 +13,7 @@ from rfp.train.coupling import batches, structure_pairs
 from rfp.train.domains import open_domain
 from rfp.train.noise import noise_domain
 from rfp.train.recolouring import recoloured
+from rfp.train.reflow import successor
 from rfp.train.resolving import HUBER, idle, resolved
 from rfp.train.sides import FEWEST, mirrored, same_colours
 from trainings import finish, job, tiny
@@ -168,7 +169,7 @@ def test_neighbours_take_colours_where_the_domains_have_the_same_or_as_it_is_sai
     assert ends(marks) == (False, HUBER) and ends(match_colours=False) == (False, HUBER)
     assert ends(marks, match_colours=True) == (True, 0) and ends(flow_loss_huber=0.2) == (True, 0.2)
     # and only neighbours, of pictures as they lie, that no critic judges
-    assert ends(coupling="random")[0] is ends(coupling="paired")[0] is False
+    assert ends(coupling="random")[0] is ends(coupling="paired")[0] is None
     assert ends(domain0=noise_domain(tiny(saliency_loss_weight=0), 0)) == (False, 0)
     assert ends(alignment=[0.9, 0, 0, 0, 1, 0]) == (False, HUBER) == ends(adversarial_weight=0.1, max_size=32)
     # and as it was where a training goes on
@@ -187,6 +188,8 @@ def test_without_neighbours_it_is_said_to_have_no_effect(coupling):
     (line,) = idle(tiny(coupling=coupling, structure_pairing=None, match_colours=True))
     assert line.startswith("without effect here, match_colours: ")
     assert idle(tiny(**FREE | {"match_colours": True})) == []
+    for asked, wanted in ((True, False), (False, False), (None, None)):  # nor is it asked for of a flow's own pairs
+        assert successor(tiny(**FREE | {"match_colours": asked}), 2, True, None)["match_colours"] is wanted
 
 
 @pytest.mark.parametrize(("changes", "wanted"), [({}, True), ({"coupling": "random"}, False)])
