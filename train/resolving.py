@@ -48,9 +48,9 @@ def resolved(
     That keeps pairs from being learned by heart, `dropout` and fewer `train_images`, and from being averaged,
     `flow_loss_huber`: pairs of noise are never the same, and pairs by name are right, so of these only what the config
     says itself. And what a UNet leaves open: as the net has it that the first `weights` are of, else `coordinates`
-    where crops are `small`, `input_gain` and `seamless`; likewise the `optimizer` and the `alignment`, which is else
-    measured; noise and pairs by name are taken as they lie. A net that learns to arrive in `distill_steps` is sampled,
-    judged and exported for as many.
+    where crops are `small`, `input_gain` and `seamless`; likewise the `optimizer`, and the `alignment` and
+    `match_colours`, which are else measured; noise and pairs by name are taken as they lie. A net that learns to
+    arrive in `distill_steps` is sampled, judged and exported for as many.
     """
     if config.adversarial_weight is None:
         config = config.model_copy(update=_critic(config, domain0, domain1, weights, note))
