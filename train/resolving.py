@@ -169,7 +169,7 @@ def _matched(
         return bool(weights.config.match_colours)
     if domain0.undecoded or domain1.undecoded or not ranks.once(partial(same_colours, domain0, domain1)):
         return False
-    note("match_colours: neighbours take each other's colours, which by all that is seen are not what differs")
+    note("match_colours: neighbours take each other's colours, for the domains' own differ by no more than chance")
     return True
 
 

@@ -28,10 +28,7 @@ def mirrored(config: RFPix2pixModel, domain0: Domain | Noise, domain1: Domain) -
     if isinstance(domain0, Noise):
         return True, ""
     if config.matches_colours:
-        return (
-            False,
-            "mirroring none of the pairs: what sets the domains apart is not seen, and may have a side",
-        )
+        return False, "mirroring none of the pairs: what differs does not show in the colours, and may have a side"
     share = one_sided(thumbnails(domain0), thumbnails(domain1))
     which = "half" if share < LEAST_SHARE else "none"
     return share < LEAST_SHARE, f"mirroring {which} of the pairs: {share:.0%} of what sets the domains apart has a side"
