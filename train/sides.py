@@ -5,7 +5,7 @@ import numpy as np
 from ..runtime.media import Media
 from ..runtime.pixels import Float, to_float
 from .config import RFPix2pixModel
-from .domains import Domain, Indices
+from .domains import Domain
 from .noise import Noise
 
 LOOKED_AT = 1024
@@ -54,17 +54,22 @@ def one_sided(x0: Float, x1: Float) -> float:
     Chance may explain what one of SPLITS random splits of all pictures reaches (a permutation test; Good 2005,
     chapter 3).
     """
-    both = np.concatenate([x0, x1])
-    odd = ((both - both[..., ::-1]) / 2).reshape(len(both), -1)
-    n, rng = len(x0), np.random.default_rng(0)
-
-    def apart(order: Indices) -> float:
-        return float(np.square(odd[order[:n]].mean(axis=0) - odd[order[n:]].mean(axis=0)).sum())
-
-    found = apart(np.arange(len(both)))
-    if found <= max(apart(rng.permutation(len(both))) for _ in range(SPLITS)):
+    odd0, odd1 = ((x - x[..., ::-1]).reshape(len(x), -1) * np.float32(0.5) for x in (x0, x1))
+    found, *chance = distances(odd0, odd1)
+    if found <= max(chance):
         return 0.0
-    return found / float(np.square(x0.mean(axis=0) - x1.mean(axis=0)).sum())
+    return float(found / np.square(x0.mean(axis=0) - x1.mean(axis=0)).sum())
+
+
+def distances(x0: Float, x1: Float) -> Float:
+    """The squared distance of the means of two sets of vectors [N, D]; then of SPLITS random splits of all of them in
+    two as large: [1 + SPLITS]."""
+    n, both, rng = len(x0), np.concatenate([x0, x1]), np.random.default_rng(0)
+    weights = np.full((1 + SPLITS, len(both)), -1 / len(x1), both.dtype)
+    for k, row in enumerate(weights):
+        row[rng.permutation(len(both))[:n] if k else slice(n)] = 1 / n
+    found: Float = np.square(weights @ both).sum(axis=1)
+    return found
 
 
 def colourfulness(domain: Domain) -> float:
@@ -75,6 +80,8 @@ def colourfulness(domain: Domain) -> float:
 
 def same_colours(domain0: Domain, domain1: Domain) -> bool:
     """Whether chance may explain what sets the colours of two domains apart: which are where, and how often each is."""
+    if min(len(domain0), len(domain1)) < FEWEST:
+        return False
     x0, x1 = thumbnails(domain0), thumbnails(domain1)
     return min(len(x0), len(x1)) >= FEWEST and apart(x0, x1) < APART and apart(counted(x0), counted(x1)) < APART
 
@@ -88,12 +95,9 @@ def counted(x: Float) -> Float:
 
 def apart(x0: Float, x1: Float) -> float:
     """The squared distance of two domains' means [N, …], each number in units of its deviation, over the mean of that
-    of SPLITS random splits of all pictures: about 1 where chance may explain it (a permutation test, as above)."""
+    of random splits of all pictures: about 1 where chance may explain it."""
     both = np.concatenate([x0, x1]).reshape(len(x0) + len(x1), -1)
     deviation = both.std(axis=0)
-    both = (both - both.mean(axis=0))[:, deviation > 1e-6] / deviation[deviation > 1e-6]
-    rng, first = np.random.default_rng(0), np.arange(len(both)) < len(x0)
-    splits = np.stack([first, *(rng.permutation(first) for _ in range(SPLITS))])
-    weights = np.where(splits, 1 / len(x0), -1 / len(x1)).astype(np.float32)
-    found, *chance = np.square(weights @ both).sum(axis=1)
+    both = both[:, deviation > 1e-6] / deviation[deviation > 1e-6]
+    found, *chance = distances(both[: len(x0)], both[len(x0) :])
     return float(found / max(np.mean(chance), 1e-12))
