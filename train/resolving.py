@@ -72,8 +72,8 @@ def resolved(
         as_they_lie = tuple(changes.get("alignment", config.aligned_by)) == IDENTITY
         changes["match_colours"] = as_they_lie and _matched(config, domain0, domain1, weights, note)
     if config.flow_loss_huber is None:
-        squares = free or config.pairs_by != "structure" or config.codec.latents
-        squares = squares or changes.get("match_colours", config.match_colours)  # by which partners agree
+        agreed = changes.get("match_colours", config.match_colours)
+        squares = free or config.pairs_by != "structure" or config.codec.latents or agreed
         changes["flow_loss_huber"] = 0.0 if squares else HUBER
     net = config.velocity_net
     if isinstance(net, UNetConfig):
@@ -140,7 +140,7 @@ def _critic(
     note: Callable[[str], None],
 ) -> dict[str, Any]:
     """What to change where the config leaves open whether a critic ends the training; as it was where it goes on."""
-    if isinstance(domain0, Noise) or config.distill_steps or config.latent_shape[-1] < 8:
+    if isinstance(domain0, Noise) or config.distill_steps or config.latent_shape[-1] < 8 or config.match_colours:
         return {"adversarial_weight": 0.0}  # as its check allows no other there
     if weights:
         before = weights.config.adversarial_weight or 0.0

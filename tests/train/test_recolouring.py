@@ -183,6 +183,18 @@ def test_a_critic_wants_real_pictures():
         tiny(**FREE | {"match_colours": True, "adversarial_weight": 0.1, "max_size": 32})
 
 
+def test_a_critic_that_the_data_would_ask_for_gives_way_to_matched_colours(drawn):
+    def grey(x, y, r, colour):
+        return disc(x, y, r, colour[:1].repeat(3))
+
+    def critic(asked):
+        config = tiny(**FREE | {"match_colours": asked, "adversarial_weight": None, "max_size": 32})
+        found = resolved(config, drawn(grey, 20, int(bool(asked))), drawn(disc, 20, 2 + int(bool(asked))))
+        return found.adversarial_weight, found.match_colours
+
+    assert critic(None) == (1, False) and critic(True) == (0, True)
+
+
 @pytest.mark.parametrize("coupling", ["random", "minibatch_ot", "paired"])
 def test_without_neighbours_it_is_said_to_have_no_effect(coupling):
     (line,) = idle(tiny(coupling=coupling, structure_pairing=None, match_colours=True))
